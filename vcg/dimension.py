@@ -1,0 +1,202 @@
+"""A dimension from the inside: the window API that a workload sees, and the loop that gates it on edges and tokens.
+
+A workload is a function of one argument, imported before the process is confined::
+
+    def run(dimension: Dimension) -> None:
+        for window in dimension.windows():
+            while window.remaining_ns() > 0:
+                ...
+
+Each turn of the loop is one window: it begins when the RTD's tick has woken the process and its token was found, and
+ends when the body asks for the next. Every window leaves one record in the status page, also those that were missed or
+skipped. Between the wake-up and the body there is no allocation, no I/O and no system call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from vcg import shm
+from vcg.linux import clock, futex
+from vcg.plan import DimensionPlan
+from vcg.shm import Outcome, Phase
+
+_cpu_ns = time.process_time_ns
+
+
+class Token:
+    """The credit of the current window. One object, refilled for each window.
+
+    Attributes:
+        budget_ns: CPU time that may be used.
+        expires_ns: CLOCK_MONOTONIC time from which it is void.
+        borrowed_ns: how much of the budget is borrowed.
+    """
+
+    __slots__ = ("borrowed_ns", "budget_ns", "expires_ns")
+
+    def __init__(self) -> None:
+        self.budget_ns = self.expires_ns = self.borrowed_ns = 0
+
+
+class Window:
+    """The current window. One object, refilled for each window: copy what you want to keep.
+
+    Attributes:
+        number: counts from 0 at the start of the run.
+        phase: position of its edge in the base window, 0 <= phase < 1.
+        planned_ns: its edge, CLOCK_MONOTONIC.
+        token: its credit.
+    """
+
+    __slots__ = ("_cpu_before_ns", "_phase_ppb", "number", "planned_ns", "token")
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.planned_ns = 0
+        self.token = Token()
+        self._phase_ppb = 0
+        self._cpu_before_ns = 0
+
+    @property
+    def phase(self) -> float:
+        return self._phase_ppb / 1e9
+
+    def used_ns(self) -> int:
+        """CPU time of this process since the end of the last window, wake-up included."""
+        return _cpu_ns() - self._cpu_before_ns
+
+    def remaining_ns(self) -> int:
+        """What is left: the unused budget, or the time to expiry if that is shorter; 0 when the token is spent."""
+        token = self.token
+        left_ns = min(token.budget_ns - _cpu_ns() + self._cpu_before_ns, token.expires_ns - clock.now_ns())
+        return left_ns if left_ns > 0 else 0
+
+    @property
+    def expired(self) -> bool:
+        """The time of the token is over, whatever is left of its budget."""
+        return clock.now_ns() >= self.token.expires_ns
+
+
+class Dimension:
+    """What a workload is given.
+
+    Attributes:
+        name, role, args: from the testbed.
+    """
+
+    def __init__(
+        self,
+        plan: DimensionPlan,
+        epoch: int,
+        start_ns_of: memoryview,
+        ticks: memoryview,
+        tokens: memoryview,
+        status: memoryview,
+    ) -> None:
+        self.name = plan.name
+        self.role = plan.role
+        self.args: dict[str, Any] = plan.args
+        self._plan = plan
+        self._epoch = epoch
+        self._control = start_ns_of
+        self._ticks = ticks
+        self._tokens = tokens
+        self._status = status
+
+    def windows(self) -> Iterator[Window]:
+        """Wait for each edge of this dimension; ends when the run does."""
+        plan, ticks, tokens, status, epoch = self._plan, self._ticks, self._tokens, self._status, self._epoch
+        word_at = shm.TICKS_HEADER.at("futex")
+        word = ticks[word_at : word_at + 1].cast("B").cast("I")
+        wait = futex.waiter(futex.address_of(ticks, word_at), plan.bit)
+        latest_at, phase_at = shm.LATEST_AT + plan.index, shm.TICKS_HEADER.at("phase")
+        edges_at = shm.EDGES_AT + plan.index * shm.EDGE_SLOTS * shm.EDGE_WORDS
+        edge_slots, edge_words = shm.EDGE_SLOTS - 1, shm.EDGE_WORDS
+        tokens_at = shm.TOKENS_AT + plan.index * shm.TOKEN_SLOTS * shm.TOKEN_WORDS
+        token_slots, token_words = shm.TOKEN_SLOTS - 1, shm.TOKEN_WORDS
+        head_at = shm.STATUS_HEADER.at("head")
+        windows_at, window_slots, window_words = shm.WINDOWS_AT, shm.WINDOW_SLOTS - 1, shm.WINDOW_WORDS
+        now_ns, finish = clock.now_ns, int(Phase.FINISH)
+        done, overrun, missed = int(Outcome.DONE), int(Outcome.OVERRUN), int(Outcome.MISSED)
+        window, token, head, last = Window(), Token(), status[head_at], -1
+        window.token = token
+        cpu_before_ns = _cpu_ns()
+
+        while True:
+            seen = word[0]
+            number = ticks[latest_at]
+            if number == last:
+                if ticks[phase_at] == finish:
+                    return
+                wait(seen)
+                continue
+            wake_ns = now_ns()
+            at = edges_at + (number & edge_slots) * edge_words
+            planned_ns, phase_ppb, published = ticks[at + 1], ticks[at + 2], ticks[at + 3]
+            if ticks[at] != number:
+                continue  # the RTD has gone round the ring since: look again
+            if number != last + 1:
+                head = self._record_gap(head, last + 1, number, published)
+            last = number
+
+            at = tokens_at + (number & token_slots) * token_words
+            if tokens[at] == number and tokens[at + 1] == epoch and wake_ns < tokens[at + 4]:
+                window.number = number
+                window.planned_ns = planned_ns
+                window._phase_ppb = phase_ppb
+                window._cpu_before_ns = cpu_before_ns
+                token.budget_ns = budget_ns = tokens[at + 3]
+                token.expires_ns = expires_ns = tokens[at + 4]
+                token.borrowed_ns = tokens[at + 5]
+                entry_ns = now_ns()
+                yield window
+                finish_ns = now_ns()
+                cpu_ns = _cpu_ns()
+                used_ns = cpu_ns - cpu_before_ns
+                cpu_before_ns = cpu_ns
+                outcome = overrun if finish_ns > expires_ns or used_ns > budget_ns else done
+            else:
+                entry_ns = finish_ns = budget_ns = expires_ns = used_ns = 0
+                outcome = missed
+
+            at = windows_at + (head & window_slots) * window_words
+            status[at] = number
+            status[at + 1] = epoch
+            status[at + 2] = outcome
+            status[at + 3] = planned_ns
+            status[at + 4] = wake_ns
+            status[at + 5] = entry_ns
+            status[at + 6] = finish_ns
+            status[at + 7] = budget_ns
+            status[at + 8] = used_ns
+            status[at + 9] = expires_ns
+            status[at + 10] = phase_ppb
+            head += 1
+            status[head_at] = head
+
+    def _record_gap(self, head: int, first: int, end: int, published: int) -> int:
+        """Leave a record for every window that went by unentered; returns the new head.
+
+        ``published`` is the history that came with window ``end``: bit k stands for window ``end - k``. Beyond its 62
+        bits a window counts as missed.
+        """
+        status, plan = self._status, self._plan
+        start_ns = self._control[shm.CONTROL.at("start_ns")]
+        period, phase = Fraction(*plan.period), Fraction(*plan.phase)
+        for number in range(first, end):
+            back = end - number
+            skipped = back < 62 and not published >> back & 1
+            at = shm.WINDOWS_AT + head % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
+            status[at] = number
+            status[at + 1] = self._epoch
+            status[at + 2] = Outcome.SKIPPED if skipped else Outcome.MISSED
+            status[at + 3] = start_ns + int(phase + number * period)
+            for field in range(4, shm.WINDOW_WORDS):
+                status[at + field] = 0
+            head += 1
+        status[shm.STATUS_HEADER.at("head")] = head
+        return head

@@ -1,0 +1,254 @@
+"""Control groups, v1 and v2 behind one small class (cgroups(7), Documentation/admin-guide/cgroup-v1, cgroup-v2.rst).
+
+Our groups are built below the cgroup that this process was started in, on each hierarchy, and no other group is
+touched. A controller is taken from the v2 tree if it is available there, else from its v1 hierarchy. Every process
+also becomes a member of a v2 group, even of a tree without controllers: that gives BPF an id and ``cgroup.kill``.
+
+Traps:
+
+- v1 cpuset: ``cpuset.cpus`` and ``cpuset.mems`` must be written before a task enters (else ENOSPC).
+- v1 cpu with CONFIG_RT_GROUP_SCHED: SCHED_FIFO needs ``cpu.rt_runtime_us`` in the group, and siblings must share what
+  their parent has. Nine siblings would split one CPU's worth of real time, so a SCHED_FIFO dimension stays in the cpu
+  group that the supervisor was started in, and only SCHED_OTHER dimensions get a cpu group of their own.
+- v2: only controllers that the group we were started in already hands down (its ``cgroup.subtree_control``) are used;
+  to enable one there would be to reconfigure the host. Without any, v2 is used for membership only, and a dimension's
+  CPUs are kept by its affinity instead of a cpuset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
+_RETRY_S = 0.002
+
+
+@dataclass(frozen=True)
+class Hierarchies:
+    """Where this process is, and which hierarchy offers which controller.
+
+    Attributes:
+        unified: its directory in the v2 tree, None if none is mounted.
+        v2: controllers usable below it.
+        v1: controller -> its directory in that controller's v1 hierarchy.
+    """
+
+    unified: Path | None
+    v2: frozenset[str]
+    v1: dict[str, Path]
+
+    def backend(self, controller: str) -> str | None:
+        """``"v2"``, ``"v1"`` or None."""
+        if controller in self.v2:
+            return "v2"
+        return "v1" if controller in self.v1 else None
+
+
+def observe() -> Hierarchies:
+    """Read ``/proc/self/cgroup`` and the mount table. Changes nothing."""
+    mounts_v1: dict[str, tuple[Path, str]] = {}
+    mount_v2: tuple[Path, str] | None = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        root, point = left.split()[3:5]
+        kind, _, options = right.split()[:3]
+        if kind == "cgroup2" and mount_v2 is None:
+            mount_v2 = Path(point), root
+        elif kind == "cgroup":
+            for controller in set(options.split(",")) & set(CONTROLLERS):
+                mounts_v1.setdefault(controller, (Path(point), root))
+    unified, v1 = None, {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers and mount_v2:
+            unified = _below(*mount_v2, path)
+        for controller in controllers.split(","):
+            if controller in mounts_v1:
+                v1[controller] = _below(*mounts_v1[controller], path)
+    v2 = frozenset[str]()
+    if unified and (unified / "cgroup.controllers").exists():
+        offered = frozenset((unified / "cgroup.controllers").read_text().split()) & set(CONTROLLERS)
+        enabled = frozenset((unified / "cgroup.subtree_control").read_text().split())
+        v2 = offered & enabled
+    return Hierarchies(unified, v2, v1)
+
+
+def _below(point: Path, mounted_root: str, path: str) -> Path:
+    inside = os.path.relpath(path, mounted_root)
+    return point if inside == "." or inside.startswith("..") else point / inside
+
+
+def _write(path: Path, value: object) -> None:
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{path} <- {value}") from None
+
+
+class Group:
+    """One group of ours in every hierarchy that serves it.
+
+    Args:
+        parent: the hierarchies, or our own outer group.
+        name: of the new directories.
+        controllers: which of :data:`CONTROLLERS` this group limits; others it does not enter.
+    """
+
+    def __init__(self, parent: Hierarchies | Group, name: str, controllers: Iterable[str] = CONTROLLERS) -> None:
+        self._outer = isinstance(parent, Hierarchies)
+        self.hierarchies: Hierarchies = parent.hierarchies if isinstance(parent, Group) else parent
+        self._directories: dict[str, Path] = {}
+        for controller in controllers:
+            if self.hierarchies.backend(controller) == "v1":
+                above = parent._directories[controller] if isinstance(parent, Group) else parent.v1[controller]
+                self._directories[controller] = above / name
+        outer = parent._directories.get("v2") if isinstance(parent, Group) else parent.unified
+        if outer:
+            self._directories["v2"] = outer / name
+
+    @property
+    def directories(self) -> list[Path]:
+        """Every directory of this group; known before :meth:`create`, so that they can be journalled first."""
+        return list(self._directories.values())
+
+    def create(self) -> None:
+        """Make the directories; those that exist already stay."""
+        for key, path in self._directories.items():
+            path.mkdir(exist_ok=True)
+            if key == "v2" and self.hierarchies.v2 and self._outer:
+                _write(path / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(self.hierarchies.v2)))
+            if key == "cpuset":
+                for name in ("cpuset.cpus", "cpuset.mems"):
+                    _write(path / name, (path.parent / name).read_text().strip())
+
+    def limit(
+        self,
+        *,
+        cpus: Iterable[int] | None = None,
+        node: int | None = None,
+        memory_bytes: int | None = None,
+        pids: int | None = None,
+        weight: float | None = None,
+    ) -> None:
+        """Write limits, each to the controller that has it; one without a controller on this host is left out.
+
+        Args:
+            cpus, node: for cpuset.
+            memory_bytes: hard limit.
+            pids: most tasks.
+            weight: CPU weight, 1.0 being the default share.
+        """
+        if cpus is not None:
+            self._set("cpuset", "cpuset.cpus", "cpuset.cpus", ",".join(map(str, sorted(cpus))))
+        if node is not None:
+            self._set("cpuset", "cpuset.mems", "cpuset.mems", node)
+        if memory_bytes is not None:
+            self._set("memory", "memory.limit_in_bytes", "memory.max", memory_bytes)
+        if pids is not None:
+            self._set("pids", "pids.max", "pids.max", pids)
+        if weight is not None:
+            shares, v2_weight = max(2, round(1024 * weight)), min(max(1, round(100 * weight)), 10000)
+            self._set("cpu", "cpu.shares", "cpu.weight", shares if "cpu" in self._directories else v2_weight)
+
+    def _set(self, controller: str, v1_file: str, v2_file: str, value: object) -> None:
+        if controller in self._directories:
+            _write(self._directories[controller] / v1_file, value)
+        elif controller in self.hierarchies.v2:
+            _write(self._directories["v2"] / v2_file, value)
+
+    def enter(self) -> None:
+        """Move the calling process into the group, in every hierarchy."""
+        for path in self._directories.values():
+            _write(path / "cgroup.procs", os.getpid())
+
+    def admit(self, pid: int) -> None:
+        """Move another process into the group's v2 side, so that it can be found and killed with the rest."""
+        if "v2" in self._directories:
+            _write(self._directories["v2"] / "cgroup.procs", pid)
+
+    def members(self) -> set[int]:
+        """Pids in the group or below it."""
+        found: set[int] = set()
+        for directory in self.directories:
+            found |= members_below(directory)
+        return found
+
+
+def members_below(directory: Path) -> set[int]:
+    """Pids in a cgroup directory and everything under it; empty if it is gone."""
+    found: set[int] = set()
+    for procs in [directory / "cgroup.procs", *directory.rglob("cgroup.procs")]:
+        with contextlib.suppress(FileNotFoundError, OSError):
+            found |= {int(line) for line in procs.read_text().split()}
+    return found
+
+
+def kill(directories: Iterable[Path], deadline_ns: int, spare: frozenset[int] = frozenset()) -> set[int]:
+    """SIGKILL everything in these directories until nothing is left or the time is up.
+
+    ``cgroup.kill`` does so at once, forks included; where a directory has no such file each member gets a signal, again
+    until a pass finds none.
+
+    Args:
+        deadline_ns: CLOCK_MONOTONIC.
+        spare: pids to leave alone (the caller).
+
+    Returns:
+        Pids still there at the deadline.
+    """
+    directories = [path for path in directories if path.exists()]
+    while True:
+        alive: set[int] = set()
+        for path in directories:
+            found = members_below(path) - spare
+            switch = path / "cgroup.kill"
+            if found and not spare and switch.exists():
+                _write(switch, 1)
+            else:
+                for pid in found:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            alive |= found
+        if not alive or time.monotonic_ns() >= deadline_ns:
+            return alive
+        time.sleep(_RETRY_S)
+
+
+def remove(directories: Iterable[Path], deadline_ns: int) -> list[Path]:
+    """Remove groups and what is below them, deepest first; a dying task may hold one for a moment.
+
+    Returns:
+        Directories that still exist at the deadline.
+    """
+    left = list(directories)
+    while True:
+        left = [path for path in left if not _remove_tree(path)]
+        if not left or time.monotonic_ns() >= deadline_ns:
+            return left
+        time.sleep(_RETRY_S)
+
+
+def _remove_tree(path: Path) -> bool:
+    for directory in [*_deepest_first(path), path]:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+    return True
+
+
+def _deepest_first(path: Path) -> Iterator[Path]:
+    for directory, _, _ in os.walk(path, topdown=False):
+        if directory != str(path):
+            yield Path(directory)

@@ -1,0 +1,38 @@
+"""sched(7): policy, priority and affinity of the calling thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+POLICIES = {"fifo": os.SCHED_FIFO, "other": os.SCHED_OTHER}
+
+
+def set_policy(policy: str, priority: int, *, reset_on_fork: bool = False) -> None:
+    """Give the calling thread a scheduling class.
+
+    Trap: under CONFIG_RT_GROUP_SCHED, SCHED_FIFO inside a child of the v1 cpu controller fails with EPERM until that
+    group's ``cpu.rt_runtime_us`` is set.
+
+    Raises:
+        OSError: EPERM without CAP_SYS_NICE, or in such a group.
+    """
+    flag = os.SCHED_RESET_ON_FORK if reset_on_fork else 0
+    try:
+        os.sched_setscheduler(0, POLICIES[policy] | flag, os.sched_param(priority))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (see cpu.rt_runtime_us)", f"{policy} {priority}") from None
+
+
+def set_fifo(priority: int) -> None:
+    """SCHED_FIFO at a priority, not inherited by children."""
+    set_policy("fifo", priority, reset_on_fork=True)
+
+
+def pin(cpus: Iterable[int]) -> None:
+    """Restrict the calling thread to some CPUs."""
+    wanted = set(cpus)
+    try:
+        os.sched_setaffinity(0, wanted)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"cpus {sorted(wanted)}") from None

@@ -1,0 +1,266 @@
+"""Run a plan: the client of the supervisor, for the commands and for experiments.
+
+::
+
+    with Run(plan) as run:
+        run.start()
+        ...
+        run.drain()
+        run.halt()
+
+Whatever happens inside the block, its end takes the run down; if the supervisor itself was killed, its remains are
+cleared from here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vcg import service, shm, state
+from vcg.errors import HostError, RunError
+from vcg.plan import Plan
+
+_ANSWER_S = 60.0
+_RECORD_BYTES = shm.WINDOW_WORDS * shm.WORD
+
+
+class Run:
+    """One run of a plan.
+
+    Args:
+        plan: what to build.
+        on_step: called with the name of each step of the bring-up.
+
+    Attributes:
+        dimension_pids: dimension -> pid of its main process.
+        service_pids: supervisor, rtd, orchestrator, relay -> pid.
+        loops: dimension -> (major, minor) of its loop device; only of those that have one.
+        records_lost: dimension -> window records overwritten before :meth:`drain` saw them.
+        start_ns: CLOCK_MONOTONIC time from which windows are counted; 0 before :meth:`start`.
+    """
+
+    def __init__(self, plan: Plan, on_step: Callable[[str], None] = lambda name: None) -> None:
+        self.plan = plan
+        self.dimension_pids: dict[str, int] = {}
+        self.service_pids: dict[str, int] = {}
+        self.loops: dict[str, tuple[int, int]] = {}
+        self.records_lost = {d.name: 0 for d in plan.dimensions}
+        self.start_ns = 0
+        self._on_step = on_step
+        self._drained = {d.name: 0 for d in plan.dimensions}
+        self._deaths: list[str] = []
+        self._is_down = False
+
+    def __enter__(self) -> Self:
+        check_workloads(self.plan)
+        if os.geteuid() != 0:
+            raise HostError("a run needs root: it mounts, pins and confines (try: sudo vcg run …)")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        ours.settimeout(_ANSWER_S)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "vcg.supervisor", str(theirs.fileno())],
+                env={},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        try:
+            service.send(ours, {"plan": self.plan.to_json(), "path": [str(Path.cwd()), *filter(None, sys.path)]})
+            ready, fds = self._expect("ready")
+        except BaseException:
+            self._finish()
+            raise
+        ticks_fd, tokens_fd, *status_fds = fds
+        self.ticks = shm.attach(ticks_fd)
+        self.tokens = shm.attach(tokens_fd)
+        self._status = {d.name: shm.attach(fd) for d, fd in zip(self.plan.dimensions, status_fds, strict=True)}
+        for fd in fds:
+            os.close(fd)
+        names = {d.name for d in self.plan.dimensions}
+        self.dimension_pids = {name: pid for name, pid in ready["pids"].items() if name in names}
+        services = {name: pid for name, pid in ready["pids"].items() if name not in names}
+        self.service_pids = {"supervisor": ready["supervisor"], **services}
+        self.loops = {name: (major, minor) for name, (major, minor) in ready["loops"].items()}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        problems = self._finish()
+        if problems and error is None:
+            raise RunError("; ".join(problems))
+
+    # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> int:
+        """Let the RTD tick; returns the time from which windows are counted, a little ahead of now."""
+        self._send("start")
+        answer, _ = self._expect("started")
+        self.start_ns = int(answer["start_ns"])
+        return self.start_ns
+
+    def halt(self) -> None:
+        """Stop the ticks; on return every dimension is idle, and every process still alive.
+
+        Raises:
+            RunError: a dimension is still inside a window, long after its end.
+        """
+        self._send("halt")
+        answer, _ = self._expect("halted")
+        if answer["busy"]:
+            raise RunError(f"{', '.join(answer['busy'])}: still inside a window long after its end")
+
+    def check(self) -> None:
+        """Raise what has happened to the run since the last look, if anything.
+
+        Raises:
+            RunError: a process of the run has ended, and why.
+        """
+        self._socket.setblocking(False)
+        try:
+            while True:
+                message, _ = service.receive(self._socket)
+                self._take(message)
+        except BlockingIOError:
+            pass
+        finally:
+            self._socket.settimeout(_ANSWER_S)
+        if self._deaths:
+            raise RunError("; ".join(self._deaths))
+
+    # ── what is there to read ────────────────────────────────────────────────────────────────────────────────────────
+
+    def drain(self) -> dict[str, bytes]:
+        """Window records since the last call, in order, as they lie in shared memory (``shm.WINDOW``).
+
+        A ring holds 8192 windows of its dimension; what was overwritten before it was read is counted in
+        ``records_lost``.
+        """
+        fresh = {}
+        head_at = shm.STATUS_HEADER.at("head")
+        for name, status in self._status.items():
+            head, seen = status[head_at], self._drained[name]
+            first = max(seen, head - shm.WINDOW_SLOTS + 1)
+            raw = status.cast("B")
+            pieces = []
+            at = first
+            while at < head:
+                slot = at % shm.WINDOW_SLOTS
+                many = min(head - at, shm.WINDOW_SLOTS - slot)
+                begin = shm.WINDOWS_AT * shm.WORD + slot * _RECORD_BYTES
+                pieces.append(bytes(raw[begin : begin + many * _RECORD_BYTES]))
+                at += many
+            overtaken = max(0, status[head_at] - shm.WINDOW_SLOTS + 1 - first) if head > first else 0
+            fresh[name] = b"".join(pieces)[overtaken * _RECORD_BYTES :]
+            self.records_lost[name] += first - seen + overtaken
+            self._drained[name] = head
+        return fresh
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of the RTD and the orchestrator, and the CPU time of our own processes (``/proc/PID/schedstat``)."""
+        header = {
+            name: self.ticks[shm.TICKS_HEADER.at(name)] for name in ("head", "superseded", "coalesced", "behind_ns_max")
+        }
+        rounds = {
+            name: self.tokens[shm.TOKENS_HEADER.at(name)] for name in ("rounds", "round_ns_max", "round_ns_total")
+        }
+        accounts = {}
+        for d in self.plan.dimensions:
+            at = shm.COUNTERS_AT + d.index * shm.COUNTER_WORDS
+            accounts[d.name] = dict(zip(shm.COUNTERS.fields, self.tokens[at : at + shm.COUNTERS.words], strict=True))
+        cpu_ns = {name: _cpu_ns(pid) for name, pid in self.service_pids.items()}
+        return {"rtd": header, "orchestrator": rounds, "tokens": accounts, "cpu_ns": cpu_ns}
+
+    # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, order: str) -> None:
+        try:
+            service.send(self._socket, {"do": order})
+        except (BrokenPipeError, ConnectionResetError):
+            raise RunError("the supervisor is gone") from None
+
+    def _expect(self, event: str) -> tuple[dict[str, Any], list[int]]:
+        while True:
+            try:
+                message, fds = service.receive(self._socket)
+            except TimeoutError:
+                raise RunError(f"the supervisor did not answer within {_ANSWER_S:.0f} s (expected: {event})") from None
+            self._take(message)
+            if message is not None and message["event"] == event:
+                return message, fds
+
+    def _take(self, message: dict[str, Any] | None) -> None:
+        """Note what a message says; raise what it means for us."""
+        if message is None:
+            self._is_down = True
+            raise RunError("; ".join([*self._deaths, "the supervisor is gone"]))
+        match message["event"]:
+            case "step":
+                self._on_step(message["name"])
+            case "died":
+                said = f": {message['message']}" if message["message"] else ""
+                self._deaths.append(f"{message['who']} {message['how']}{said}")
+            case "failed":
+                raise RunError(message["message"])
+
+    def _finish(self) -> list[str]:
+        """Bring it down, whatever state it is in; returns what is wrong afterwards."""
+        problems: list[str] = []
+        try:
+            if not self._is_down:
+                self._send("finish")
+                while True:
+                    message, _ = service.receive(self._socket)
+                    if message is None:
+                        break
+                    if message["event"] == "down":
+                        problems += message["leftovers"]
+        except (RunError, OSError):
+            pass  # it is gone; what it left is cleared below
+        self._socket.close()
+        try:
+            code = self._process.wait(_ANSWER_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code != 0:
+            problems.append(f"the supervisor ended with {code}")
+            problems += state.clear(Path(self.plan.state_root))
+        return problems
+
+
+def check_workloads(plan: Plan) -> None:
+    """Find every workload's module, without importing it.
+
+    Raises:
+        RunError: one does not exist.
+    """
+    for d in plan.dimensions:
+        module, _, function = d.workload.partition(":")
+        try:
+            found = importlib.util.find_spec(module) if module and function else None
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise RunError(
+                f"{d.name}: unknown workload {d.workload!r}: expected module:function of an importable module, "
+                "or one of the ready ones (see: vcg schema)"
+            )
+
+
+def _cpu_ns(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except FileNotFoundError:
+        return 0

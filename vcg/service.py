@@ -1,0 +1,115 @@
+"""How the runtime's own processes begin, report and are told what to do.
+
+A service is a fresh exec of this interpreter with an empty environment. It inherits three descriptors, named on its
+command line: the plan (JSON), the control page (read-only mapping), and a socket to the supervisor.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vcg import shm
+from vcg.linux import futex, prctl
+from vcg.plan import Plan
+
+_MESSAGE_BYTES = 1 << 20
+_MAX_FDS = 64
+
+
+def spawn(module: str, plan_fd: int, control_fd: int, more_fds: Sequence[int] = ()) -> tuple[int, socket.socket]:
+    """Start a service.
+
+    Args:
+        module: run as ``python -m``.
+        more_fds: further descriptors it gets, in this order.
+
+    Returns:
+        Its pid and our end of its socket.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        fds = [plan_fd, control_fd, theirs.fileno(), *more_fds]
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-m", module, str(os.getpid()), *map(str, fds)],
+            env={},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            pass_fds=fds,
+        )
+    process.returncode = 0  # reaped by the supervisor, through its pidfd
+    return process.pid, ours
+
+
+def begin(name: str, arguments: Sequence[str]) -> tuple[Plan, memoryview, socket.socket, list[int]]:
+    """First steps of a service: its name, its end with its parent, its inheritance.
+
+    Returns:
+        The plan, the control page, the socket to the supervisor, the further descriptors.
+    """
+    parent, plan_fd, control_fd, socket_fd, *more = map(int, arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the supervisor's business
+    prctl.set_name(name)
+    prctl.die_with_parent(parent)
+    with open(plan_fd, closefd=False) as file:
+        plan = Plan.from_json(os.pread(file.fileno(), os.fstat(plan_fd).st_size, 0).decode())
+    os.close(plan_fd)
+    control = shm.attach(control_fd)
+    os.close(control_fd)
+    return plan, control, socket.socket(fileno=socket_fd), more
+
+
+def send(to: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    """One message and the descriptors that go with it (unix(7), SCM_RIGHTS)."""
+    socket.send_fds(to, [json.dumps(message).encode()], list(fds))
+
+
+def receive(source: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The next message and its descriptors; None when the other side is gone."""
+    size = array.array("i").itemsize
+    data, ancillary, _, _ = source.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(_MAX_FDS * size), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % size])
+    return (json.loads(data) if data else None), list(fds)
+
+
+def wait_for_other(control: memoryview, phase: int) -> int:
+    """Sleep until the control page shows another phase than this one, and return it."""
+    word_at = shm.CONTROL.at("futex")
+    word = control[word_at : word_at + 1].cast("B").cast("I")
+    wait = futex.waiter(futex.address_of(control, word_at), futex.MATCH_ANY)
+    phase_at = shm.CONTROL.at("phase")
+    while True:
+        seen = word[0]
+        if control[phase_at] != phase:
+            return control[phase_at]
+        wait(seen)
+
+
+class Control:
+    """The supervisor's writable side of the control page."""
+
+    def __init__(self, epoch: int) -> None:
+        self.fd, self._words = shm.create("vcg-control", shm.CONTROL_BYTES)
+        self._words[shm.CONTROL.at("magic")] = shm.MAGIC
+        self._words[shm.CONTROL.at("epoch")] = epoch
+        word_at = shm.CONTROL.at("futex")
+        self._word = self._words[word_at : word_at + 1].cast("B").cast("I")
+        self._wake = futex.waker(futex.address_of(self._words, word_at))
+
+    def enter(self, phase: shm.Phase, start_ns: int | None = None) -> None:
+        """Change the phase and wake everybody who waits for it."""
+        if start_ns is not None:
+            self._words[shm.CONTROL.at("start_ns")] = start_ns
+        self._words[shm.CONTROL.at("phase")] = phase
+        self._word[0] = (self._word[0] + 1) & 0xFFFFFFFF
+        self._wake(futex.MATCH_ANY)

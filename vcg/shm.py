@@ -1,0 +1,245 @@
+"""The shared-memory layouts, each declared once, and the sealed memfds that carry them.
+
+Every field is one signed 64-bit word in native order, so a region is a ``memoryview`` of ``"q"`` and a field is an
+index: the hot loops read and write words without packing, and ``experiments`` derives its numpy dtypes from the same
+declarations. The one exception is the futex word, a 32-bit cell that the kernel compares.
+
+Who writes what is enforced by the kernel, not by manners: a region's owner maps it writable *before* it sets
+``F_SEAL_FUTURE_WRITE``, and only then hands the descriptor on, so nobody else can ever map it writable, nor truncate
+it under a reader (SIGBUS).
+
+==========  =======================  ==============================================================
+region      owner (only writer)      content
+==========  =======================  ==============================================================
+control     supervisor               what the run should be doing, and when it starts
+ticks       RTD                      futex word, newest window of each dimension, tick ring
+tokens      orchestrator             one ring of tokens for each dimension, and the counters
+status      its dimension            state, error text, one record for each window
+==========  =======================  ==============================================================
+
+Publication relies on stores becoming visible in program order (x86-64 TSO): details first, the index that makes them
+reachable last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAGIC = 0x56434731  # "VCG1"
+WORD = 8
+PAGE = mmap.PAGESIZE
+
+MAX_DIMENSIONS = 32
+"""One bit of the futex bitset for each waiter (futex(2), FUTEX_WAIT_BITSET)."""
+ORCHESTRATOR_BIT = 31
+"""The orchestrator waits on the same futex; its bit lies above the dimensions' (so 31 dimensions at most)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A fixed record of signed 64-bit words.
+
+    Attributes:
+        fields: names in order; a name that carries a quantity carries its unit.
+    """
+
+    fields: tuple[str, ...]
+
+    @property
+    def words(self) -> int:
+        return len(self.fields)
+
+    def at(self, name: str) -> int:
+        """Word offset of a field inside the record."""
+        return self.fields.index(name)
+
+
+class Phase(IntEnum):
+    """What the run is doing; the supervisor's word in ``control``, echoed by the RTD in ``ticks``."""
+
+    HOLD = 0
+    RUN = 1
+    HALT = 2
+    FINISH = 3
+
+
+class State(IntEnum):
+    """Where a dimension is in its life; its own word in ``status``."""
+
+    STARTING = 0
+    READY = 1
+    FINISHED = 2
+    FAILED = 3
+
+
+class Outcome(IntEnum):
+    """How a window ended. Every window has one; none is left out."""
+
+    DONE = 0
+    OVERRUN = 1
+    """Entered, but finished after its token had expired or used more than its budget."""
+    MISSED = 2
+    """Its edge was published, but the dimension was still busy with an earlier window, or held no token."""
+    SKIPPED = 3
+    """The RTD woke so late that a newer edge of the same dimension had passed: never published."""
+
+
+# ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+CONTROL = Record(("magic", "epoch", "phase", "start_ns", "futex"))
+CONTROL_BYTES = PAGE
+
+# ── ticks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+TICKS_HEADER = Record(
+    ("magic", "epoch", "phase", "start_ns", "head", "superseded", "coalesced", "behind_ns_max", "loop_cpu_ns", "futex")
+)
+"""``head`` counts published ticks; ``superseded`` windows that were skipped; ``coalesced`` ticks of several edges."""
+
+LATEST_AT = 512 // WORD
+"""One word for each dimension: its newest published window number, -1 before the first."""
+
+EDGE = Record(("window", "planned_ns", "phase_ppb", "published"))
+"""What the RTD says of one window of one dimension.
+
+``phase_ppb`` is the edge's position in the base window, in parts per billion. ``published`` is a history: bit k is set
+if window ``window - k`` was published (bit 0 is this one), so that a dimension can tell *missed* from *skipped*.
+"""
+EDGE_SLOTS = 8
+EDGES_AT = PAGE // WORD
+EDGE_WORDS = 4
+
+TICK = Record(("sequence", "planned_ns", "actual_ns", "due", "skipped"))
+"""One publication: the edge, when the RTD really woke, the set of due dimensions, windows skipped just before it."""
+TICK_SLOTS = 4096
+TICKS_AT = EDGES_AT + MAX_DIMENSIONS * EDGE_SLOTS * EDGE_WORDS
+TICK_WINDOWS_AT = 8
+"""Inside a tick's record: the window number of each due dimension, then its phase."""
+TICK_PHASES_AT = TICK_WINDOWS_AT + MAX_DIMENSIONS
+TICK_WORDS = TICK_PHASES_AT + MAX_DIMENSIONS
+TICKS_BYTES = (TICKS_AT + TICK_SLOTS * TICK_WORDS) * WORD
+
+# ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+TOKENS_HEADER = Record(("magic", "epoch", "rounds", "minted_through_ns", "round_ns_max", "round_ns_total", "cpu_ns"))
+
+TOKEN = Record(("window", "epoch", "dimension", "budget_ns", "expires_ns", "borrowed_ns", "planned_ns", "minted_ns"))
+"""A time-scoped credit: so much CPU time for one dimension in one window of one boot epoch, void after it."""
+TOKEN_SLOTS = 64
+TOKENS_AT = PAGE // WORD
+TOKEN_WORDS = 8
+
+COUNTERS = Record(
+    (
+        "minted",
+        "minted_ns",
+        "settled",
+        "used_ns",
+        "overruns",
+        "overrun_ns",
+        "expired",
+        "expired_ns",
+        "refused_epoch",
+        "refused_window",
+        "refused_value",
+        "records_lost",
+    )
+)
+"""The orchestrator's account of one dimension: its own arithmetic, not what the dimension claims."""
+COUNTERS_AT = TOKENS_AT + MAX_DIMENSIONS * TOKEN_SLOTS * TOKEN_WORDS
+COUNTER_WORDS = 16
+TOKENS_BYTES = (COUNTERS_AT + MAX_DIMENSIONS * COUNTER_WORDS) * WORD
+
+# ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+STATUS_HEADER = Record(("magic", "epoch", "dimension", "state", "pid", "head", "message_bytes"))
+"""``head`` counts window records written since the start; record k lies in slot ``k % WINDOW_SLOTS``."""
+MESSAGE_AT_BYTES = 512
+MESSAGE_BYTES = PAGE - MESSAGE_AT_BYTES
+
+WINDOW = Record(
+    (
+        "window",
+        "epoch",
+        "outcome",
+        "planned_ns",
+        "wake_ns",
+        "entry_ns",
+        "finish_ns",
+        "budget_ns",
+        "used_ns",
+        "expires_ns",
+        "phase_ppb",
+        "reserved",
+    )
+)
+"""One window as its dimension lived it. Times are CLOCK_MONOTONIC; 0 where it did not come to that.
+
+``wake_ns`` is the first instruction after the futex, ``entry_ns`` the last before the workload's code; ``used_ns`` the
+process's CPU time from the end of the window before to the end of this one.
+"""
+WINDOWS_AT = PAGE // WORD
+WINDOW_WORDS = 12
+WINDOW_SLOTS = 8192
+STATUS_BYTES = (WINDOWS_AT + WINDOW_SLOTS * WINDOW_WORDS) * WORD
+
+F_SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h; the fcntl module has had it only since Python 3.13
+
+
+def allocate(name: str, size_bytes: int) -> int:
+    """A new memfd of fixed size, not yet sealed against writers (see :func:`seal`).
+
+    Args:
+        name: shown in ``/proc/PID/maps``.
+        size_bytes: rounded up to whole pages.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, -(-size_bytes // PAGE) * PAGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
+def seal(fd: int) -> None:
+    """From now on nobody can map this region writable; mappings that exist stay (fcntl(2), F_SEAL_FUTURE_WRITE)."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+
+
+def create(name: str, size_bytes: int) -> tuple[int, memoryview]:
+    """A new region of which this process is the owner: mapped writable here, then sealed.
+
+    The mapping is not inherited over fork: a child has to map the descriptor, and gets it read-only.
+
+    Returns:
+        The descriptor (close-on-exec) and the mapping as words.
+    """
+    fd = allocate(name, size_bytes)
+    mapping = mmap.mmap(fd, os.fstat(fd).st_size)
+    mapping.madvise(mmap.MADV_DONTFORK)
+    seal(fd)
+    return fd, memoryview(mapping).cast("q")
+
+
+def attach(fd: int, *, writable: bool = False) -> memoryview:
+    """Map a region received from its creator, as words.
+
+    Raises:
+        PermissionError: a writable mapping of a region that belongs to somebody else.
+    """
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    return memoryview(mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED, prot=protection)).cast("q")
+
+
+def write_message(status: memoryview, text: str) -> None:
+    """Leave a dimension's last words in its status page, cut to what fits."""
+    raw = text.encode(errors="replace")[:MESSAGE_BYTES]
+    at = MESSAGE_AT_BYTES // WORD
+    room = status[at : at + MESSAGE_BYTES // WORD].cast("B")
+    room[: len(raw)] = raw
+    status[STATUS_HEADER.at("message_bytes")] = len(raw)
+
+
+def read_message(status: memoryview) -> str:
+    """The text that :func:`write_message` left; its length is not trusted."""
+    length = min(max(status[STATUS_HEADER.at("message_bytes")], 0), MESSAGE_BYTES)
+    at = MESSAGE_AT_BYTES // WORD
+    return bytes(status[at : at + MESSAGE_BYTES // WORD].cast("B")[:length]).decode(errors="replace")

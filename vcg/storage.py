@@ -1,0 +1,98 @@
+"""What a dimension's files lie on: an ext4 image without journal on a loop device, or tmpfs.
+
+Both are made fresh for every run. Images are allocated, not sparse, so that a full disk shows at the start and not in
+the middle of a window.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from vcg.errors import RunError
+from vcg.linux import loop, mount
+from vcg.plan import DimensionPlan
+
+_FLAGS = mount.MS_NODEV | mount.MS_NOSUID | mount.MS_NOATIME
+_FOLDERS = ("data", "dev", "log", "tmp")
+
+
+def allocate(image: Path, size_bytes: int) -> None:
+    """A new file with all its blocks.
+
+    Raises:
+        RunError: the disk has no room for it.
+    """
+    fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RunError(
+            f"{image}: no room for {size_bytes >> 20} MiB on its filesystem: "
+            "free some, choose another state_root, or make storage.size smaller"
+        ) from None
+    finally:
+        os.close(fd)
+
+
+def make_filesystems(images: Iterable[Path]) -> None:
+    """ext4 without journal on every image, all at once (mke2fs(8)).
+
+    ``lazy_itable_init=0``: the kernel would else initialise inode tables in the background, as I/O of nobody's.
+    """
+    command = ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"]
+    running = [
+        (image, subprocess.Popen([*command, image], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_PATH))
+        for image in images
+    ]
+    failed = []
+    for image, process in running:
+        said, _ = process.communicate()
+        if process.returncode != 0:
+            failed.append(
+                f"{image}: mkfs.ext4 ended with {process.returncode}: {said.decode(errors='replace').strip()}"
+            )
+    if failed:
+        raise RunError("; ".join(failed))
+
+
+_PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def mount_ext4(image: Path, target: Path) -> tuple[int, int]:
+    """Bind an image to a loop device and mount it; the device clears itself when the mount ends.
+
+    ``errors=remount-ro`` always: an image could ask for ``panic``, and take the host down.
+
+    Returns:
+        Major and minor number of the device.
+    """
+    device = loop.attach(image)
+    try:
+        mount.mount(str(device.path), target, "ext4", _FLAGS | mount.MS_LAZYTIME, "errors=remount-ro")
+    finally:
+        os.close(device.fd)
+    return device.device
+
+
+def mount_tmpfs(target: Path, size_bytes: int, node: int | None) -> None:
+    """A tmpfs of a size, with an inode for each 4 KiB, its pages on one memory node if one is given."""
+    policy = "" if node is None else f",mpol=bind:{node}"
+    mount.mount("tmpfs", target, "tmpfs", _FLAGS, f"size={size_bytes},nr_inodes={size_bytes >> 12},mode=755{policy}")
+
+
+def furnish(plan: DimensionPlan, root: Path) -> None:
+    """The few directories that a dimension begins with; ``/data`` and ``/tmp`` are its own."""
+    for name in _FOLDERS:
+        folder = root / name
+        folder.mkdir(mode=0o755)
+        if name in ("data", "tmp"):
+            os.chown(folder, plan.uid, plan.uid)
+    log = root / "log" / "workload.log"
+    log.touch(0o600)
+    os.chown(log, plan.uid, plan.uid)
