@@ -75,7 +75,7 @@ class Desk:
             return
         if fresh < 0 or fresh > shm.WINDOW_SLOTS:
             self.refused_value += 1
-            self._seen = max(head, 0)
+            self._seen = head
             return
         if fresh > _SETTLE_AT_MOST:
             self.records_lost += fresh - _SETTLE_AT_MOST

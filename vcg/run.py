@@ -22,11 +22,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from vcg import service, shm, state
+from vcg import floor, service, shm, state
 from vcg.errors import HostError, RunError
-from vcg.plan import Plan
+from vcg.linux import numa
+from vcg.plan import Plan, make
+
+if TYPE_CHECKING:
+    from vcg.config import Testbed
 
 _ANSWER_S = 60.0
 _RECORD_BYTES = shm.WINDOW_WORDS * shm.WORD
@@ -58,6 +62,7 @@ class Run:
         self._drained = {d.name: 0 for d in plan.dimensions}
         self._deaths: list[str] = []
         self._is_down = False
+        self._regions: list[memoryview] = []
 
     def __enter__(self) -> Self:
         check_workloads(self.plan)
@@ -85,6 +90,7 @@ class Run:
         self.ticks = shm.attach(ticks_fd)
         self.tokens = shm.attach(tokens_fd)
         self._status = {d.name: shm.attach(fd) for d, fd in zip(self.plan.dimensions, status_fds, strict=True)}
+        self._regions = [self.ticks, self.tokens, *self._status.values()]
         for fd in fds:
             os.close(fd)
         names = {d.name for d in self.plan.dimensions}
@@ -229,6 +235,8 @@ class Run:
         except (RunError, OSError):
             pass  # it is gone; what it left is cleared below
         self._socket.close()
+        for region in self._regions:
+            region.release()
         try:
             code = self._process.wait(_ANSWER_S)
         except subprocess.TimeoutExpired:
@@ -238,6 +246,15 @@ class Run:
             problems.append(f"the supervisor ended with {code}")
             problems += state.clear(Path(self.plan.state_root))
         return problems
+
+
+def plan_here(testbed: Testbed) -> Plan:
+    """Resolve a testbed against this host, its measured floor included.
+
+    Raises:
+        HostError: the host can't do what the testbed asks for.
+    """
+    return make(testbed, numa.observe(), floor_ns=floor.ensure())
 
 
 def check_workloads(plan: Plan) -> None:

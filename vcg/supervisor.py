@@ -266,9 +266,11 @@ class Supervisor:
         for child in self.children:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(child.pid, 0)
             os.close(child.pidfd)
+        with contextlib.suppress(ChildProcessError):  # none left: what dimensions forked has become ours, too
+            while time.monotonic_ns() < kill_by_ns:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(_POLL_S)
         for one in self._sockets:
             one.close()
         for point in reversed(self._mounts):
@@ -295,8 +297,9 @@ def resolve_workload(name: str) -> Callable[[Dimension], None]:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise RunError(f"workload {name}: {module_name} has no function {function_name!r}")
-    if module.__file__:
-        linecache.getlines(module.__file__)  # for tracebacks: inside the chroot the file is out of sight
+    if module.__file__ and (lines := linecache.getlines(module.__file__)):
+        # For tracebacks: inside the chroot the file is out of sight. Without a time stamp the entry is never dropped.
+        linecache.cache[module.__file__] = (sum(map(len, lines)), None, lines, module.__file__)
     return function  # type: ignore[no-any-return]
 
 
@@ -322,6 +325,7 @@ def _become(
         for name, value in (("magic", shm.MAGIC), ("epoch", epoch), ("dimension", d.index), ("pid", os.getpid())):
             status[shm.STATUS_HEADER.at(name)] = value
         workload = resolve_workload(d.workload)
+        os.environ.clear()  # the interpreter itself may have set LC_CTYPE
         control, ticks, tokens = (shm.attach(fd) for fd in regions)
         group.enter()
         sched.pin(d.cpus)
@@ -366,6 +370,7 @@ def main(arguments: list[str]) -> None:
     client = socket.socket(fileno=socket_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prctl.set_name("vcg:super")
+    prctl.adopt_orphans()
     order, _ = service.receive(client)
     if order is None:
         return

@@ -13,6 +13,7 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_CLOSE_RANGE = 436
 _LAST_FD = 2**32 - 1
@@ -41,6 +42,11 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, "pdeathsig")
     if os.getppid() != parent:
         raise ProcessLookupError(f"parent {parent} ended before its child was ready")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, in place of init, and so the one to reap it."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, "child_subreaper")
 
 
 def forbid_new_privileges() -> None:

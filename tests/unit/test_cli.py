@@ -1,0 +1,177 @@
+"""The command line: what it prints, what it returns, and what a broken subcommand does to the others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from decimal import Decimal
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from vcg import cli, config
+from vcg.errors import ConfigError, RunError
+from vcg.plan import Plan
+
+
+def vcg(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Subcommands of a module: ``group``, ``single``, ``raises``, ``stops`` and ``broken``, which it lacks."""
+    module = ModuleType("plugins_under_test")
+    group = typer.Typer()
+
+    @group.callback()
+    def root() -> None: ...
+
+    @group.command()
+    def inner(number: int) -> None:
+        print(f"inner {number}")
+
+    def single(name: str) -> None:
+        print(f"single {name}")
+
+    def raises() -> None:
+        raise RunError("d4: died")
+
+    def stops() -> None:
+        raise KeyboardInterrupt
+
+    vars(module).update(group=group, single=single, raises=raises, stops=stops)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    entries = {
+        name: EntryPoint(name, f"{module.__name__}:{name}", cli.PLUGIN_GROUP)
+        for name in ("group", "single", "raises", "stops", "broken")
+    }
+    monkeypatch.setattr(cli, "_plugins", lambda: entries)
+    return module
+
+
+@pytest.mark.parametrize("name", config.ready_testbeds())
+def test_plan_shows_every_dimension_within_100_columns(name: str) -> None:
+    result = vcg("plan", name)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    for dimension in config.load(name).dimensions:
+        assert any(line.startswith(f"{dimension} ") for line in lines)
+
+
+def test_plan_summarises_the_edge_table_and_prints_all_of_it_on_demand() -> None:
+    short, full = vcg("plan", "default").stdout, vcg("plan", "default", "--edges").stdout
+    assert "hyperperiod 18ms with 27 edges for 39 windows" in short
+    assert "… and 18 more: --edges" in short
+    assert len(full.splitlines()) == len(short.splitlines()) + 17
+    assert "17.33ms" in full
+
+
+def test_plan_shows_cadence_credit_storage_and_workload() -> None:
+    row = next(line for line in vcg("plan", "default").stdout.splitlines() if line.startswith("d7 "))
+    for part in ("aggregate", "1/3", "18ms", "fifo:10", "ext4 64M", "archive", "%"):
+        assert part in row
+
+
+def test_plan_as_json_holds_the_plan_and_its_edges() -> None:
+    result = vcg("plan", "default", "--json", "--set", "base_window=3ms")
+    printed = json.loads(result.stdout)
+    plan = Plan.from_json(json.dumps(printed["plan"]))
+    assert plan.base_window_ns == 3_000_000
+    assert printed["edges_per_hyperperiod"] == len(printed["edges"]) == 27
+    assert printed["edges"][0] == {"offset_ns": 0, "due": ["d1", "d4", "d7"]}
+
+
+def test_plan_of_incommensurate_cadences_shows_the_longest_window() -> None:
+    arguments = ("plan", "default", "--set", "dimensions.d1-d3.harmonic=1.6180339887")
+    assert "generated edge by edge" in vcg(*arguments).stdout
+    printed = json.loads(vcg(*arguments, "--json").stdout)
+    assert printed["plan"]["hyperperiod_ns"] is None
+    assert printed["edges_per_hyperperiod"] is None
+    assert printed["edges"][-1]["offset_ns"] < 18_000_000
+
+
+def test_override_values_read_as_toml_or_else_as_text() -> None:
+    texts = ["a=5ms", "b=1.618", "c=true", "d=[0, 1]", 'e="3"', "f=1/3", "g= x=y "]
+    assert cli.parse_overrides(texts) == {
+        "a": "5ms",
+        "b": Decimal("1.618"),
+        "c": True,
+        "d": [0, 1],
+        "e": "3",
+        "f": "1/3",
+        "g": "x=y",
+    }
+    with pytest.raises(ConfigError, match="expected PATH=VALUE"):
+        cli.parse_overrides(["base_window"])
+
+
+def test_wrong_configuration_is_one_line_per_problem_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base_window = "6"\n[dimensions.d1]\namplitude = 0\n')
+    result = vcg("plan", str(path))
+    assert result.exit_code == 2
+    assert [line.removeprefix(str(path)).split(" - ")[0] for line in result.stderr.splitlines()] == [
+        ':1: base_window: "6"',
+        ":3: dimensions.d1.amplitude: 0",
+    ]
+    assert result.stdout == ""
+
+
+def test_what_the_host_lacks_is_exit_code_1() -> None:
+    result = vcg("plan", "default", "--set", "dimensions.d4.cpus=[4000]")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("d4: cpus 4000: expected CPUs")
+
+
+def test_schema_is_printed_as_published() -> None:
+    for arguments in (("schema",), ("schema", "--kind", "testbed")):
+        assert json.loads(vcg(*arguments).stdout) == config.json_schema()
+    assert vcg("schema", "--kind", "nothing").exit_code == 2
+
+
+def test_help_gives_examples() -> None:
+    result = vcg("plan", "--help")
+    assert result.exit_code == 0
+    assert "vcg plan default --set" in result.stdout
+
+
+def test_subcommands_of_other_packages_are_reached(plugins: ModuleType) -> None:
+    assert vcg("group", "inner", "3").stdout == "inner 3\n"
+    assert vcg("single", "x").stdout == "single x\n"
+    listed = vcg("--help").stdout
+    assert all(name in listed for name in ("plan", "schema", "group", "single"))
+
+
+def test_a_broken_subcommand_is_named_when_used_and_spoils_no_other(plugins: ModuleType) -> None:
+    result = vcg("broken", "--any", "option")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("vcg broken: plugins_under_test:broken cannot be imported: AttributeError")
+    assert len(result.stderr.splitlines()) == 1
+    assert "not available" in vcg("--help").stdout
+    assert vcg("plan", "edge").exit_code == 0
+
+
+def test_errors_of_subcommands_are_one_message(plugins: ModuleType) -> None:
+    result = vcg("raises")
+    assert (result.exit_code, result.stderr, result.stdout) == (1, "d4: died\n", "")
+
+
+def test_interrupt_exits_130(plugins: ModuleType) -> None:
+    assert vcg("stops").exit_code == 130
+
+
+def test_help_of_plan_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from vcg import cli\n"
+        "CliRunner().invoke(cli.app, ['plan', '--help'])\n"
+        "print({'vcg.config', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "set()"

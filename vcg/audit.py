@@ -1,0 +1,219 @@
+"""What of ours the host still holds: loop devices, mounts, cgroups, processes, SysV objects, sockets, BPF programs.
+
+Read-only, and it trusts no bookkeeping of ours: everything is read from what the kernel itself lists. After the end of
+a run the list is empty. During a run it names what that run uses, so the caller decides what a finding means.
+
+Assumes root: other users' ``/proc/PID/mountinfo`` and the list of BPF programs are closed to everybody else.
+
+Traps:
+
+- A lazily unmounted loop device is in no mount table but stays bound until its last descriptor closes. Therefore loops
+  are found by ``/sys/block/loop*/loop/backing_file``, which shows a removed image with the suffix `` (deleted)``.
+- Mounts live in private namespaces, so the table of every process is read, not only our own.
+- The kernel detaches loops and mounts asynchronously: something found right after a run may be gone 200 ms later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcg.linux import bpf, loop
+
+CGROUP_PREFIX = "vcg-"
+PROCESS_PREFIX = "vcg:"
+UIDS = range(64100, 64200)
+"""The uids that dimensions run under."""
+KEPT_FILES = frozenset({"host.json", "lock", "epoch"})
+"""Files that stay in the state root between runs on purpose."""
+
+_DELETED = " (deleted)"
+
+
+@dataclass(frozen=True, order=True)
+class Leftover:
+    """One object that the host holds for us.
+
+    Attributes:
+        kind: loop, mount, cgroup, process, sysv, socket, bpf or file.
+        name: what the kernel calls it: a device, path, pid, id.
+        detail: what it belongs to.
+    """
+
+    kind: str
+    name: str
+    detail: str
+
+
+def leftovers(state_root: Path, mount_root: Path, programs: Iterable[str] = ()) -> list[Leftover]:
+    """Everything of ours that the host holds, sorted by kind and name.
+
+    Args:
+        state_root: directory of the images; it need not exist.
+        mount_root: directory under which the dimensions are mounted; it need not exist.
+        programs: names of our BPF programs (the kernel keeps their first 15 characters); none means that BPF programs
+            are not looked for.
+
+    Raises:
+        PermissionError: not root.
+    """
+    state, mounted = state_root.resolve(), mount_root.resolve()
+    loops = loop.backed_by(state)
+    found = [
+        *(Leftover("loop", device.name, str(backing)) for device, backing in loops.items()),
+        *mounts(mounted, {str(device) for device in loops}),
+        *cgroups(),
+        *processes(),
+        *sysv_objects(),
+        *sockets(state),
+        *bpf_programs(programs),
+        *files(state),
+    ]
+    return sorted(set(found))
+
+
+def is_under(path: str, root: Path) -> bool:
+    """Whether a path as the kernel prints it, perhaps of a removed file, is the root or lies below it."""
+    return Path(path.removesuffix(_DELETED)).is_relative_to(root)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo: the kernel's id (unique across namespaces), where, and what."""
+
+    identifier: int
+    point: str
+    fstype: str
+    source: str
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Mount points, types and sources (proc_pid_mountinfo(5)); octal escapes of blanks are undone."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fstype, source = right.split(" ")[:2]
+        fields = left.split(" ")
+        mounts.append(Mount(int(fields[0]), _unescape(fields[4]), fstype, _unescape(source)))
+    return mounts
+
+
+def mounts(mount_root: Path, loop_devices: set[str]) -> Iterator[Leftover]:
+    """Mounts below the mount root, or of the given devices, in the mount namespace of any process."""
+    seen = set()
+    for pid in _pids():
+        for mount in parse_mountinfo(_read_or_gone(Path(f"/proc/{pid}/mountinfo"))):
+            ours = is_under(mount.point, mount_root) or mount.source in loop_devices
+            if ours and mount.identifier not in seen:
+                seen.add(mount.identifier)
+                yield Leftover("mount", mount.point, f"{mount.fstype} {mount.source}, seen by pid {pid}")
+
+
+def cgroups() -> Iterator[Leftover]:
+    """The topmost cgroups of ours in every mounted hierarchy."""
+    hierarchies = {
+        mount.point
+        for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+        if mount.fstype in ("cgroup", "cgroup2")
+    }
+    for hierarchy in hierarchies:
+        for directory, children, _ in os.walk(hierarchy):
+            for child in [child for child in children if child.startswith(CGROUP_PREFIX)]:
+                children.remove(child)
+                cgroup = Path(directory, child)
+                members = len(_read_or_gone(cgroup / "cgroup.procs").split())
+                yield Leftover("cgroup", str(cgroup), f"{members} processes directly inside")
+
+
+def processes() -> Iterator[Leftover]:
+    """Processes that bear our name, in ``comm`` or as the start of the command line; zombies too."""
+    for pid in _pids():
+        comm = _read_or_gone(Path(f"/proc/{pid}/comm")).rstrip("\n")
+        command = _read_or_gone(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
+        if comm.startswith(PROCESS_PREFIX) or command.startswith(PROCESS_PREFIX):
+            state = re.search(r"^State:\s+(.*)$", _read_or_gone(Path(f"/proc/{pid}/status")), re.MULTILINE)
+            yield Leftover("process", pid, f"{comm}, {state[1] if state else 'just gone'}")
+
+
+def parse_sysvipc(text: str) -> list[tuple[str, int, int]]:
+    """Identifier, owner and creator of each line of a ``/proc/sysvipc`` table (proc(5))."""
+    header, *lines = text.splitlines()
+    names = header.split()
+    columns = [next(i for i, name in enumerate(names) if name in wanted) for wanted in (_SYSV_IDS, {"uid"}, {"cuid"})]
+    rows = [line.split() for line in lines]
+    return [(row[columns[0]], int(row[columns[1]]), int(row[columns[2]])) for row in rows]
+
+
+_SYSV_IDS = {"shmid", "semid", "msqid"}
+
+
+def sysv_objects() -> Iterator[Leftover]:
+    """Shared memory, semaphores and queues that a dimension's uid owns or created."""
+    for table in ("shm", "sem", "msg"):
+        for identifier, uid, creator in parse_sysvipc(Path("/proc/sysvipc", table).read_text()):
+            if uid in UIDS or creator in UIDS:
+                yield Leftover("sysv", f"{table} {identifier}", f"uid {uid}, created by {creator}")
+
+
+def sockets(state_root: Path) -> Iterator[Leftover]:
+    """Unix sockets below the state root: bound ones, and their files."""
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        address = (line.split(maxsplit=7)[7:] or [""])[0]
+        if address.startswith("/") and is_under(address, state_root):
+            yield Leftover("socket", address, "bound")
+    for path, mode in _tree(state_root):
+        if stat.S_ISSOCK(mode):
+            yield Leftover("socket", str(path), "file")
+
+
+def files(state_root: Path) -> Iterator[Leftover]:
+    """What lies in the state root, but for sockets and what is kept between runs."""
+    for path, mode in _tree(state_root):
+        if path.name not in KEPT_FILES and not stat.S_ISSOCK(mode):
+            yield Leftover("file", str(path), stat.filemode(mode))
+
+
+def bpf_programs(names: Iterable[str]) -> Iterator[Leftover]:
+    """Loaded BPF programs with one of these names, as far as the kernel keeps names."""
+    wanted = {name[: bpf.NAME_BYTES] for name in names}
+    if wanted:
+        yield from (Leftover("bpf", str(identifier), name) for identifier, name in bpf.programs() if name in wanted)
+
+
+def _pids() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (names are all that is needed)
+
+
+def _tree(root: Path) -> Iterator[tuple[Path, int]]:
+    """Every non-directory below a root with its mode; nothing if the root does not exist."""
+    for directory, _, names in os.walk(root):
+        for path in (Path(directory, name) for name in names):
+            try:
+                yield path, path.lstat().st_mode
+            except FileNotFoundError:
+                continue
+
+
+def _is_gone(error: OSError) -> bool:
+    """Whether the error says that a process, device or cgroup ended while it was being read."""
+    return error.errno in (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EINVAL)
+
+
+def _read_or_gone(path: Path) -> str:
+    """Text of a kernel file; empty if its object ended meanwhile."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        if _is_gone(error):
+            return ""
+        raise
+
+
+def _unescape(path: str) -> str:
+    escape: Callable[[re.Match[str]], str] = lambda match: chr(int(match[1], 8))  # noqa: E731
+    return re.sub(r"\\([0-7]{3})", escape, path)

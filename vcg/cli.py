@@ -1,0 +1,353 @@
+"""The command ``vcg``: this package's own subcommands, and those that others add by entry point.
+
+A subcommand of another package is imported when it is used, or when the list of all commands is printed; so a package
+that is broken, or lacks something on this host, spoils only its own commands. Heavy imports stand inside the commands,
+because ``vcg plan --help`` must not wait for pandas.
+
+Exit codes: 2 for a wrong configuration or command line, 130 after Ctrl-C, 1 for any other failure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from decimal import Decimal
+from enum import StrEnum
+from importlib.metadata import EntryPoint, entry_points
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
+
+from vcg.doctor import doctor
+from vcg.errors import ConfigError, VcgError
+
+if TYPE_CHECKING:
+    from vcg.harmonics import Edge
+    from vcg.plan import DimensionPlan, Plan
+
+PLUGIN_GROUP = "vcg.commands"
+EDGE_ROWS = 9
+"""Rows of the edge table that are shown unless all are asked for."""
+PIPED_WIDTH = 100
+"""Columns of tables that go to a file or a pipe."""
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=PLUGIN_GROUP)}
+
+
+def _load_plugin(entry: EntryPoint) -> Any:
+    """The command that an entry point names: a Typer app, a function, or a finished command.
+
+    Where it cannot be imported, a command that says so when it is used: the rest of ``vcg`` must stay usable.
+    """
+    try:
+        loaded = entry.load()
+    except Exception as error:  # whatever a foreign import raises is reported by the stand-in
+        return _stand_in(entry, f"{type(error).__name__}: {error}")
+    if not isinstance(loaded, typer.Typer):
+        if not callable(loaded) or hasattr(loaded, "make_context"):
+            return loaded
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(name=entry.name)(loaded)
+        loaded = app
+    command = typer.main.get_command(loaded)
+    command.name = entry.name
+    return command
+
+
+def _stand_in(entry: EntryPoint, reason: str) -> TyperCommand:
+    def refuse(**_: Any) -> None:
+        raise VcgError(f"vcg {entry.name}: {entry.value} cannot be imported: {reason}")
+
+    return TyperCommand(
+        name=entry.name,
+        callback=refuse,
+        help=f"(not available: {reason})",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+class _Commands(TyperGroup):
+    """Our own commands and those of the entry points; every error that we raise on purpose ends here."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return [*super().list_commands(ctx), *(name for name in _plugins() if name not in self.commands)]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        own = super().get_command(ctx, cmd_name)
+        entry = None if own else _plugins().get(cmd_name)
+        return _load_plugin(entry) if entry else own
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except VcgError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(130) from interrupt
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="A virtual compute gateway: nine paced, chrooted, pinned dimensions on one Linux host, measured with eBPF.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+def main() -> None:
+    """Console entry point."""
+    app()
+
+
+TestbedArgument = Annotated[
+    str, typer.Argument(metavar="TESTBED", help="A ready testbed such as [bold]default[/], or the path of a TOML file.")
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a field; may be repeated. Dimensions are selected by name, range, * or triad.",
+    ),
+]
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """``PATH=VALUE`` texts as overrides for :func:`vcg.config.load`.
+
+    A value that reads as TOML is that value (``true``, ``[0, 1]``, ``2.5``, ``"text"``); any other is text as it
+    stands, so that ``5ms`` and ``1/3`` need no quotes.
+
+    Raises:
+        ConfigError: a text without ``=``.
+    """
+    import tomllib
+
+    from vcg.errors import Problem
+
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError([Problem("command line", None, "--set", json.dumps(text), "expected PATH=VALUE")])
+        try:
+            overrides[path.strip()] = tomllib.loads(f"value = {value}", parse_float=Decimal)["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[path.strip()] = value.strip()
+    return overrides
+
+
+_PLAN_EXAMPLES = (
+    "[bold]Examples[/]",
+    "vcg plan default",
+    "vcg plan default --set base_window=5ms --set dimensions.d1-d3.harmonic=1.618",
+    "vcg plan default --set 'dimensions.*.storage.kind=tmpfs' --edges",
+    "vcg plan ./mine.toml --json | jq .plan.dimensions",
+)
+
+
+@app.command(epilog="\n\n".join(_PLAN_EXAMPLES))
+def plan(
+    testbed: TestbedArgument,
+    overrides: OverridesOption = None,
+    edges: Annotated[bool, typer.Option("--edges", help="Show all edges of the hyperperiod.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a testbed would do on this host: edges, placement, credits. Starts nothing and needs no root."""
+    from vcg import config, floor, harmonics
+    from vcg import plan as planning
+    from vcg.linux import numa
+
+    resolved = config.load(testbed, parse_overrides(overrides or []))
+    made = planning.make(resolved, numa.observe(), floor_ns=floor.window_floor_ns())
+    cadences = planning.cadences(made)
+    if made.hyperperiod_ns is not None:
+        listed = list(harmonics.edge_table(cadences))
+    else:
+        # Endless: what starts inside the longest window stands for it.
+        horizon = max(cadence.period for cadence in cadences)
+        within = takewhile(lambda edge: edge.offset_ns < horizon, harmonics.edges(cadences))
+        listed = list(islice(within, harmonics.EDGE_TABLE_LIMIT))
+    if as_json:
+        print(json.dumps(_plan_object(made, listed), indent=2))
+        return
+    _print_plan(_console(), made, resolved.description, listed, all_edges=edges)
+
+
+_RUN_EXAMPLES = (
+    "[bold]Examples[/]",
+    "vcg run default --for 10s",
+    "vcg run default --set base_window=12ms --set 'dimensions.d7-d9.storage.kind=tmpfs'",
+    "vcg run ./mine.toml --for 1m --json > run.json",
+)
+
+
+@app.command(epilog="\n\n".join(_RUN_EXAMPLES))
+def run(
+    testbed: TestbedArgument,
+    duration: Annotated[
+        str | None, typer.Option("--for", metavar="DURATION", help="How long, such as 10s; else until Ctrl-C.")
+    ] = None,
+    overrides: OverridesOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+) -> None:
+    """Run a testbed and show, dimension by dimension, how its windows go. Needs root; leaves nothing behind."""
+    from vcg import config, watch
+    from vcg.run import plan_here
+
+    length_ns = parse_option("--for", duration)
+    made = plan_here(config.load(testbed, parse_overrides(overrides or [])))
+    interrupted, result = watch.follow(made, length_ns, _console(), quiet=as_json)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    if interrupted and length_ns is not None:
+        raise typer.Exit(130)
+
+
+def parse_option(option: str, duration: str | None) -> int | None:
+    """A duration of the command line in ns, None if it was not given.
+
+    Raises:
+        ConfigError: it is not a duration.
+    """
+    from vcg.errors import Problem
+    from vcg.quantities import parse_duration
+
+    if duration is None:
+        return None
+    try:
+        return parse_duration(duration)
+    except ValueError as error:
+        raise ConfigError([Problem("command line", None, option, json.dumps(duration), str(error))]) from error
+
+
+app.command()(doctor)
+
+
+class SchemaKind(StrEnum):
+    """Kinds of file that have a schema here."""
+
+    testbed = "testbed"
+
+
+@app.command()
+def schema(
+    kind: Annotated[SchemaKind, typer.Option("--kind", help="Kind of file.")] = SchemaKind.testbed,
+) -> None:
+    """Print the JSON Schema of a configuration file, for editors and validators."""
+    from vcg import config
+
+    schemas = {SchemaKind.testbed: config.json_schema}
+    print(json.dumps(schemas[kind](), indent=2))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
+# ── how a plan looks ─────────────────────────────────────────────────────────────────────────────────────────────────
+def _due_names(plan: Plan, edge: Edge) -> list[str]:
+    return [d.name for d in plan.dimensions if edge.due & d.bit]
+
+
+def _plan_object(plan: Plan, listed: list[Edge]) -> Mapping[str, Any]:
+    return {
+        "plan": asdict(plan),
+        "edges_per_hyperperiod": len(listed) if plan.hyperperiod_ns is not None else None,
+        "edges": [{"offset_ns": edge.offset_ns, "due": _due_names(plan, edge)} for edge in listed],
+    }
+
+
+def _print_plan(console: Console, plan: Plan, description: str, listed: list[Edge], *, all_edges: bool) -> None:
+    from vcg.quantities import format_duration, show_duration
+
+    title = f"[bold]{escape(plan.name)}[/]"
+    console.print(f"{title}  {escape(description)}" if description else title)
+    windows = sum(edge.due.bit_count() for edge in listed)
+    if plan.hyperperiod_ns is not None:
+        rhythm = f"hyperperiod {format_duration(plan.hyperperiod_ns)} with {len(listed)} edges for {windows} windows"
+    else:
+        rhythm = f"endless pattern, generated edge by edge: {len(listed)} in the first of the longest windows"
+    console.print(f"base window {format_duration(plan.base_window_ns)}, {rhythm}")
+    console.print(
+        f"RTD on CPU {plan.rtd.cpus[0]} (fifo:{plan.rtd.priority}), "
+        f"orchestrator on CPU {plan.orchestrator.cpus[0]} (fifo:{plan.orchestrator.priority}) "
+        f"at {show_duration(plan.orchestrator_phase_ns)} of a base window, "
+        f"housekeeping on {_numbers(plan.housekeeping.cpus)}"
+    )
+    console.print(f"images in {escape(plan.state_root)}, mounts in {escape(plan.mount_root)}\n")
+    console.print(_dimension_table(plan.dimensions))
+    console.print()
+    console.print(_edge_table(plan, listed if all_edges else listed[:EDGE_ROWS]))
+    if not all_edges and len(listed) > EDGE_ROWS:
+        console.print(f"[dim]… and {len(listed) - EDGE_ROWS} more: --edges[/]")
+
+
+def _dimension_table(dimensions: Iterable[DimensionPlan]) -> Table:
+    from vcg.quantities import format_size, show_duration
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("", "role"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    table.add_column("f x", justify="right", no_wrap=True, overflow="ellipsis", max_width=8)
+    for heading in ("window", "phase", "ampl.", "credit", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("cpu", "node", "sched", "storage", "workload"):
+        table.add_column(heading, no_wrap=heading != "workload", overflow="fold")
+    for d in dimensions:
+        table.add_row(
+            d.name,
+            escape(d.role),
+            d.harmonic,
+            show_duration(d.period_ns),
+            show_duration(d.phase[0] / d.phase[1]) if d.phase[0] else "0",
+            f"{d.amplitude:g}",
+            show_duration(d.credit_ns),
+            f"{d.credit_ns / d.period_ns:.1%}",
+            _numbers(d.cpus),
+            str(d.node),
+            f"{d.policy}:{d.priority}" if d.priority else d.policy,
+            f"{d.storage} {format_size(d.storage_bytes)}",
+            escape(d.workload.removeprefix("vcg.workloads.").removesuffix(":run")),
+        )
+    return table
+
+
+def _edge_table(plan: Plan, listed: list[Edge]) -> Table:
+    from vcg.quantities import show_duration
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("edge", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("windows that start")
+    previous_ns: int | None = None
+    for edge in listed:
+        after = "" if previous_ns is None else show_duration(edge.offset_ns - previous_ns)
+        offset = show_duration(edge.offset_ns) if edge.offset_ns else "0"
+        table.add_row(offset, after, " ".join(_due_names(plan, edge)))
+        previous_ns = edge.offset_ns
+    return table
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))

@@ -1,0 +1,448 @@
+"""``vcg doctor``: can this host run the testbed, what is missing, and how short may a window be.
+
+Every check tries the very thing that the runtime will do (a loop device is bound, a futex on a sealed mapping is waited
+for), because names of features prove little. What is tried is undone at once; no setting of the kernel is changed, with
+or without ``--fix``.
+
+Assumes nothing: on a host that can do little, each check says so instead of failing the command. Other packages add
+checks through the entry-point group ``vcg.checks``: a callable without arguments that returns an iterable of
+:class:`Check`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vcg import audit, floor, shm
+from vcg.floor import STATE_ROOT
+from vcg.floor import window_floor_ns as window_floor_ns
+from vcg.linux import cgroup, cpuidle, futex, libc, loop, memory, mount, sched
+
+MOUNT_ROOT = Path("/vcg")
+OLDEST_KERNEL = (5, 14)
+"""cgroup.kill (5.14) is the youngest interface that the runtime can't do without."""
+NEEDED_DISK_BYTES = 1 << 30
+NEEDED_MEMORY_BYTES = 1 << 30
+_INSTALL = "apt-get install "
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_PROBE_IMAGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked for.
+
+    Attributes:
+        name: of the feature.
+        ok: whether it is there.
+        found: what is there, or the error that says it is not.
+        needed_for: what does not work without it.
+        fix: what to do if it is missing. If it begins with ``apt-get install``, ``--fix`` does it.
+        required: whether the runtime can't work without it.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    needed_for: str
+    fix: str
+    required: bool
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Debian packages that would mend it."""
+        return tuple(self.fix.removeprefix(_INSTALL).split()) if self.fix.startswith(_INSTALL) else ()
+
+
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Install missing Debian packages; change nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Show only what is missing, and measure the floor only if it is not known.")
+    ] = False,
+) -> None:
+    """Say whether this host can run the testbed, and measure the shortest window that it sustains.
+
+    Exit code 1 if something required is missing.
+    """
+    checks = examine(STATE_ROOT, MOUNT_ROOT, measure_again=not quick)
+    done: list[str] = []
+    if fix and (done := install(checks)):
+        checks = examine(STATE_ROOT, MOUNT_ROOT, measure_again=False)
+    missing = [check.name for check in checks if check.required and not check.ok]
+    if as_json:
+        report = {"ok": not missing, "fixed": done, "checks": [asdict(check) for check in checks]}
+        print(json.dumps(report, indent=2))
+    else:
+        _print(checks, done, only_missing=quick)
+    if missing:
+        raise typer.Exit(1)
+
+
+def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[Check]:
+    """Run every check of this host, those of other packages included.
+
+    Args:
+        state_root: where images and the measured floor are kept.
+        mount_root: where the dimensions are mounted.
+        measure_again: measure the floor even if it is known.
+    """
+    root = check_root()
+    checks = [
+        root,
+        check_kernel(),
+        check_command("mkfs.ext4", "the images of loop-ext4 dimensions", "e2fsprogs", required=True),
+        check_filesystems(),
+        check_memfd_seals(),
+        check_futex(),
+        check_clocksource(),
+        check_hypervisor(),
+        check_cpus(),
+        check_disk(state_root),
+        check_memory(),
+        check_landlock(),
+        check_seccomp(),
+        check_cpu_dma_latency(),
+        check_command("cyclictest", "vcg bench rtd", "rt-tests", required=False),
+        check_command("gcc", "vcg bench edge", "gcc libc6-dev", required=False),
+    ]
+    if root.ok:  # the others would only say again that root is missing
+        checks += [
+            check_private_mounts(),
+            check_loop_devices(state_root),
+            *check_cgroups(),
+            check_fifo(),
+            check_mlock(),
+            check_memory_policy(),
+            check_leftovers(state_root, mount_root),
+        ]
+        for point in entry_points(group="vcg.checks"):
+            checks += point.load()()
+        checks.append(check_floor(state_root, measure_again=measure_again))
+    return checks
+
+
+def install(checks: Iterable[Check]) -> list[str]:
+    """Install the Debian packages that failed checks ask for.
+
+    Returns:
+        The packages, in order.
+
+    Raises:
+        subprocess.CalledProcessError: apt-get failed; it has said why.
+    """
+    packages = list(dict.fromkeys(package for check in checks if not check.ok for package in check.packages))
+    if packages:
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+            subprocess.run(["apt-get", "--quiet", "--quiet", *command], env=environment, check=True, stdout=2)
+    return packages
+
+
+def attempt(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
+    """A check that passes unless the act raises ``OSError``; the act returns what was found."""
+    try:
+        return Check(name, True, act(), needed_for, fix, required)
+    except OSError as error:
+        return Check(name, False, str(error), needed_for, fix, required)
+
+
+def check_root() -> Check:
+    uid = os.geteuid()
+    return Check("root", uid == 0, f"uid {uid}", "cgroups, mounts, loop devices, BPF", "run it as root", True)
+
+
+def check_kernel() -> Check:
+    release, machine = platform.release(), platform.machine()
+    ok = kernel_version(release) >= OLDEST_KERNEL and machine == "x86_64"
+    fix = f"expected x86_64 and Linux {'.'.join(map(str, OLDEST_KERNEL))} or newer"
+    return Check("kernel", ok, f"{release} {machine}", "everything", fix, True)
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor number of a kernel release; (0, 0) if it begins otherwise."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def check_command(name: str, needed_for: str, packages: str, *, required: bool) -> Check:
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    return Check(name, path is not None, path or "not found", needed_for, _INSTALL + packages, required)
+
+
+def check_filesystems() -> Check:
+    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
+    missing = sorted({"ext4", "tmpfs"} - known)
+    found = f"unknown to the kernel: {', '.join(missing)}" if missing else "ext4, tmpfs"
+    return Check("filesystems", not missing, found, "the dimensions' storage", "modprobe ext4", True)
+
+
+def check_memfd_seals() -> Check:
+    def act() -> str:
+        fd, _ = shm.create("vcg-doctor", shm.PAGE)
+        try:
+            with contextlib.suppress(PermissionError):
+                shm.attach(fd, writable=True)
+                raise OSError("a sealed memfd could be mapped writable a second time")
+        finally:
+            os.close(fd)
+        return "a sealed region refuses a second writer"
+
+    return attempt(act, "memfd seals", "shared memory that readers can't damage", "Linux 5.1 or newer", required=True)
+
+
+def check_futex() -> Check:
+    def act() -> str:
+        fd, words = shm.create("vcg-doctor", shm.PAGE)
+        reader = shm.attach(fd)
+        os.close(fd)
+        deadline_ns = time.monotonic_ns() + 1_000_000_000
+        waiting = threading.Thread(target=futex.wait_until, args=(futex.address_of(reader, 0), 0, deadline_ns, 1))
+        waiting.start()
+        wake, woken = futex.waker(futex.address_of(words, 0)), 0
+        while not woken and waiting.is_alive():
+            woken = wake(1)
+            time.sleep(0.001)
+        waiting.join()
+        if woken != 1:
+            raise OSError("nobody woke from a wait on a read-only mapping")
+        return "a waiter on a read-only mapping is woken by its bit"
+
+    return attempt(act, "futex bitset", "waking the dimensions that are due", "CONFIG_FUTEX", required=True)
+
+
+def check_clocksource() -> Check:
+    found = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip()
+    fix = "boot with clocksource=tsc if the TSC is stable; else take a second look at every latency below 10 us"
+    return Check("clock source", found == "tsc", found, "reading the clock without a system call", fix, False)
+
+
+def check_hypervisor() -> Check:
+    flags = Path("/proc/cpuinfo").read_text()
+    share = steal_share(Path("/proc/stat").read_text())
+    where = "virtual machine" if re.search(r"^flags\s*:.*\bhypervisor\b", flags, re.MULTILINE) else "bare metal"
+    found = f"{where}, {share:.2%} of CPU time stolen since boot"
+    fix = "expect outliers of milliseconds that no setting of this host can prevent"
+    return Check("steal", share < 0.01, found, "latencies that are this host's own", fix, False)
+
+
+def steal_share(proc_stat: str) -> float:
+    """Share of all CPU time since boot that the hypervisor gave to others (proc(5), ``/proc/stat``, first line)."""
+    times = [int(word) for word in proc_stat.splitlines()[0].split()[1:9]]
+    return times[7] / sum(times)
+
+
+def check_cpus() -> Check:
+    cpus = sorted(os.sched_getaffinity(0))
+    nodes = [path.name for path in Path("/sys/devices/system/node").glob("node[0-9]*")]
+    found = f"{len(cpus)} CPUs ({cpus[0]}-{cpus[-1]}), {max(len(nodes), 1)} memory nodes"
+    fix = "the RTD shares its CPU with the dimensions"
+    return Check("CPUs", len(cpus) > 1, found, "a CPU that the dimensions don't share with the RTD", fix, False)
+
+
+def check_disk(state_root: Path) -> Check:
+    existing = next(path for path in (state_root, *state_root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{free / 2**30:.1f} GiB free in {existing}"
+    fix = f"free {NEEDED_DISK_BYTES / 2**30:.0f} GiB there, or set another state root in the testbed"
+    return Check("disk space", free >= NEEDED_DISK_BYTES, found, "images, allocated in full", fix, True)
+
+
+def check_memory() -> Check:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    available = int(match[1]) * 1024 if match else 0
+    found = f"{available / 2**30:.1f} GiB available"
+    fix = f"free {NEEDED_MEMORY_BYTES / 2**30:.0f} GiB"
+    return Check("memory", available >= NEEDED_MEMORY_BYTES, found, "tmpfs dimensions, locked processes", fix, True)
+
+
+def check_landlock() -> Check:
+    def act() -> str:
+        number, version = _SYS_LANDLOCK_CREATE_RULESET, _LANDLOCK_CREATE_RULESET_VERSION
+        return f"ABI {libc.syscall(number, 0, 0, version, name='landlock_create_ruleset')}"
+
+    fix = "CONFIG_SECURITY_LANDLOCK, and landlock among lsm= on the kernel command line"
+    return attempt(act, "Landlock", "a second wall around a dimension's files", fix, required=False)
+
+
+def check_seccomp() -> Check:
+    def act() -> str:
+        return Path("/proc/sys/kernel/seccomp/actions_avail").read_text().strip()
+
+    return attempt(act, "seccomp", "refusing system calls to a dimension", "CONFIG_SECCOMP_FILTER", required=False)
+
+
+def check_cpu_dma_latency() -> Check:
+    present = Path(cpuidle.DEVICE).exists()
+    found = cpuidle.DEVICE if present else f"no {cpuidle.DEVICE}"
+    return Check("idle latency", present, found, "keeping CPUs out of deep idle states", "CONFIG_PM and cpuidle", False)
+
+
+def check_private_mounts() -> Check:
+    def act() -> str:
+        mount.enter_private_namespace()
+        mount.mount("tmpfs", "/proc", "tmpfs")  # any directory will do: nobody else sees it
+        return "a mount in a private namespace"
+
+    fix = "CONFIG_NAMESPACES, CAP_SYS_ADMIN"
+    return _attempt_in_child(act, "private mounts", "mounts that the kernel undoes by itself", fix, required=True)
+
+
+def check_loop_devices(state_root: Path) -> Check:
+    def act() -> str:
+        existing = next(path for path in (state_root, *state_root.parents) if path.exists())
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".vcg-doctor-") as image:
+            os.posix_fallocate(image.fileno(), 0, _PROBE_IMAGE_BYTES)
+            bound = loop.attach(Path(image.name))
+            try:
+                direct = Path("/sys/block", bound.path.name, "loop/dio").read_text().strip() == "1"
+            finally:
+                os.close(bound.fd)  # its last close clears it
+        return f"{bound.path} bound and cleared, {'direct' if direct else 'buffered'} I/O"
+
+    fix = "modprobe loop (a container needs /dev/loop-control and /dev/loop*)"
+    return attempt(act, "loop devices", "loop-ext4 dimensions", fix, required=True)
+
+
+def check_cgroups() -> Iterator[Check]:
+    """One check for each controller, and one that builds a group in every hierarchy below our own."""
+    observed = cgroup.observe()
+    unified = observed.unified
+    purposes = {"cpu": "CPU shares", "cpuset": "pinning", "memory": "memory limits", "pids": "limits on forks"}
+    for controller in cgroup.CONTROLLERS:
+        backend = observed.backend(controller)
+        place = unified if backend == "v2" else observed.v1.get(controller)
+        found = f"{backend}, below {place}" if backend else "neither in the v2 tree nor mounted as v1"
+        fix = f"mount the controller, or delegate it (systemd: Delegate={controller})"
+        yield Check(f"cgroup {controller}", backend is not None, found, purposes[controller], fix, False)
+
+    def build() -> str:
+        if unified is None:
+            raise OSError("no v2 tree is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+        group = cgroup.Group(observed, f"{audit.CGROUP_PREFIX}doctor-{os.getpid()}")
+        try:
+            group.create()
+            killable = any((directory / "cgroup.kill").exists() for directory in group.directories)
+        finally:
+            cgroup.remove(group.directories, time.monotonic_ns() + 1_000_000_000)
+        if not killable:
+            raise OSError("no cgroup.kill in the v2 tree")
+        return f"built and removed in {len(group.directories)} hierarchies; has cgroup.kill"
+
+    fix = "root, a writable /sys/fs/cgroup, Linux 5.14 or newer"
+    yield attempt(build, "cgroup trees", "accounting for every process of a run, and its end", fix, required=True)
+
+
+def check_fifo() -> Check:
+    def act() -> str:
+        sched.set_fifo(floor.PRIORITY)
+        budget_us = int(Path("/proc/sys/kernel/sched_rt_runtime_us").read_text())
+        limit = "unlimited" if budget_us < 0 else f"{budget_us / 10_000:.0f} % of each CPU"
+        return f"priority {floor.PRIORITY} granted; real-time tasks may take {limit}"
+
+    fix = "CAP_SYS_NICE; in a v1 cpu cgroup with CONFIG_RT_GROUP_SCHED also a cpu.rt_runtime_us above 0"
+    return _attempt_in_child(act, "SCHED_FIFO", "the RTD and pinned dimensions", fix, required=True)
+
+
+def check_mlock() -> Check:
+    def act() -> str:
+        memory.lock_all()
+        return "mlockall granted"
+
+    return _attempt_in_child(act, "locked memory", "no page faults in the RTD", "CAP_IPC_LOCK", required=True)
+
+
+def check_memory_policy() -> Check:
+    def act() -> str:
+        memory.bind_to_node(0)
+        return "bound to node 0"
+
+    return _attempt_in_child(act, "NUMA policy", "memory on a dimension's own node", "CONFIG_NUMA", required=True)
+
+
+def check_leftovers(state_root: Path, mount_root: Path) -> Check:
+    found = audit.leftovers(state_root, mount_root)
+    shown = ", ".join(f"{item.kind} {item.name}" for item in found[:3]) + (", …" if len(found) > 3 else "")
+    fix = "in use by a run, or cleared by the next start with this state root"
+    return Check("leftovers", not found, shown or "nothing of ours", "a clean host", fix, False)
+
+
+def check_floor(state_root: Path, *, measure_again: bool) -> Check:
+    """The floor of the window, measured and kept in the state root if it is not known or is to be measured again."""
+    known = None if measure_again else floor.load(state_root)
+    measured = known or floor.measure()
+    if known is None:
+        floor.store(measured, state_root)
+    fix = "see the measurements in host.json in the state root; steal or a busy host are the usual reasons"
+    if measured.floor_ns is None:
+        found = "none of the tried windows is sustained"
+    else:
+        at = next(m for m in measured.measurements if m.period_ns == measured.floor_ns)
+        found = (
+            f"{measured.floor_ns / 1000:.0f} us (p99 wake lateness {at.lateness_p99_ns / 1000:.0f} us,"
+            f" {at.cpu_share:.0%} of a CPU), measured {measured.date}"
+        )
+    return Check("window floor", measured.floor_ns is not None, found, "refusing windows that can't be kept", fix, True)
+
+
+def _attempt_in_child(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
+    """:func:`attempt` in a forked child, for what a process can't take back."""
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            check = attempt(act, name, needed_for, fix, required=required)
+            os.write(sink, json.dumps(asdict(check)).encode())
+        finally:  # nothing of the parent's stack may run on in the child
+            os._exit(0)
+    os.close(sink)
+    with open(source, "rb") as answers:  # noqa: PTH123 (a descriptor)
+        answer = answers.read()
+    _, status = os.waitpid(child, 0)
+    if not answer:
+        return Check(name, False, f"the attempt ended with status {status}", needed_for, fix, required)
+    return Check(**json.loads(answer))
+
+
+def _print(checks: list[Check], done: list[str], *, only_missing: bool) -> None:
+    missing = [check for check in checks if not check.ok]
+    shown = missing if only_missing else checks
+    console = Console()
+    if shown:
+        table = Table(show_edge=False, pad_edge=False)
+        for heading in ("check", "", "found", "needed for"):
+            table.add_column(heading, overflow="fold")
+        for check in shown:
+            verdict = "[green]OK" if check.ok else "[red]MISSING" if check.required else "[yellow]MISSING"
+            table.add_row(check.name, verdict, check.found, check.needed_for)
+        console.print(table)
+    for check in missing:
+        console.print(f"[bold]{check.name}[/bold]: {check.fix}", soft_wrap=True)
+    if done:
+        console.print(f"installed: {', '.join(done)}")
+    required = [check.name for check in missing if check.required]
+    if required:
+        console.print(f"[red]This host can't run the testbed: {', '.join(required)}.")
+    elif missing:
+        console.print(f"This host can run the testbed, but without: {', '.join(check.name for check in missing)}.")
+    else:
+        console.print("This host can run the testbed.")

@@ -1,0 +1,345 @@
+"""A testbed resolved against a host: what will run where, when, and with how much credit.
+
+Nothing is started, and the host is known only through what is passed in: its shape, the floor of its clock, and a
+predicate that says whether a device node exists. A plan is plain data (dataclasses of built-in types), so it travels as
+JSON to the supervisor and into a run's manifest, and the processes that execute it need not import the model of the
+testbed (pydantic).
+
+Credit is a share of the CPUs that a dimension may use. Each CPU offers :data:`CPU_CAPACITY`, less
+:data:`CLOCK_RESERVE` where the RTD runs, and divides that among its dimensions by amplitude; a dimension that may use
+several CPUs puts an equal part of its amplitude on each. So no set of CPUs is ever promised more than it has.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vcg import harmonics
+from vcg.errors import HostError
+from vcg.harmonics import Cadence
+from vcg.quantities import format_duration, format_ratio, show_duration
+
+if TYPE_CHECKING:  # the processes that read plans must not load pydantic
+    from vcg.config import Dimension, Placement, Testbed
+
+CPU_CAPACITY = Fraction(9, 10)
+"""Part of a CPU that is given out as credit; the rest is the kernel's and everybody else's."""
+CLOCK_RESERVE = Fraction(1, 10)
+"""Part of its CPU that is kept for the RTD."""
+SEPARATE_CPUS_FROM = 4
+"""Hosts with at least so many CPUs keep the dimensions off the housekeeping CPUs."""
+UID_FIRST = 64_100
+"""User id of dimension 0; each dimension has its own, so that none may signal or trace another."""
+
+
+@dataclass(frozen=True)
+class HostShape:
+    """What placement needs to know of a host.
+
+    Attributes:
+        cpus: online CPUs that we may use, ascending.
+        node_of_cpu: memory node of each of them.
+    """
+
+    cpus: tuple[int, ...]
+    node_of_cpu: dict[int, int]
+
+
+@dataclass(frozen=True)
+class DimensionPlan:
+    """One dimension, resolved.
+
+    The period and phase are exact: ``period_ns = period[0] / period[1]``; window ``n`` is planned at
+    ``start_ns + floor(phase + n * period)``.
+    """
+
+    index: int
+    name: str
+    role: str
+    harmonic: str
+    period: tuple[int, int]
+    phase: tuple[int, int]
+    storage: str
+    storage_bytes: int
+    amplitude: float
+    credit_ns: int
+    cpus: tuple[int, ...]
+    node: int
+    policy: str
+    priority: int
+    workload: str
+    args: dict[str, Any]
+    devices: tuple[str, ...]
+    uid: int
+    memory_bytes: int
+    pids: int
+
+    @property
+    def period_ns(self) -> float:
+        return self.period[0] / self.period[1]
+
+    @property
+    def bit(self) -> int:
+        return 1 << self.index
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """Where one of the runtime's own processes runs. Priority 0 means SCHED_OTHER."""
+
+    cpus: tuple[int, ...]
+    priority: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the supervisor needs; nothing it would have to decide."""
+
+    name: str
+    base_window_ns: int
+    hyperperiod_ns: int | None
+    """Length of the edge table; None if the cadences are generated lazily."""
+    dimensions: tuple[DimensionPlan, ...]
+    rtd: ServicePlan
+    orchestrator: ServicePlan
+    orchestrator_phase_ns: int
+    """Offset inside each base window at which the orchestrator works: the middle of the widest gap between edges."""
+    housekeeping: ServicePlan
+    state_root: str
+    mount_root: str
+    testbed: dict[str, Any] = field(default_factory=dict)
+    """The resolved testbed, as it came from the file and the overrides."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        raw = json.loads(text)
+        tuples = ("period", "phase", "cpus", "devices")
+        listed: list[dict[str, Any]] = raw.pop("dimensions")
+        dimensions = tuple(DimensionPlan(**{**d, **{name: tuple(d[name]) for name in tuples}}) for d in listed)
+        services = {
+            name: ServicePlan(tuple(raw[name]["cpus"]), raw[name]["priority"])
+            for name in ("rtd", "orchestrator", "housekeeping")
+        }
+        return cls(**{**raw, **services, "dimensions": dimensions})
+
+
+def make(
+    testbed: Testbed,
+    host: HostShape,
+    *,
+    floor_ns: int | None = None,
+    is_device: Callable[[str], bool] | None = None,
+) -> Plan:
+    """Resolve a testbed against a host.
+
+    Args:
+        testbed: as loaded.
+        host: the CPUs that may be used, and their memory nodes.
+        floor_ns: shortest window that the RTD keeps on this host; None if it is not known.
+        is_device: whether a path is a device node; by default asks this host.
+
+    Raises:
+        HostError: the testbed asks for CPUs, nodes or devices that the host lacks, or for windows below the floor; one
+            line for each.
+    """
+    problems = [
+        *_missing_cpus(testbed, host),
+        *_missing_devices(testbed, is_device or _is_device_node),
+        *_windows_below_floor(testbed, floor_ns),
+    ]
+    if problems:
+        raise HostError("\n".join(problems))
+
+    services = _place_services(testbed.placement, host)
+    rtd, orchestrator, housekeeping = services
+    cpus = _place_dimensions(testbed, host, housekeeping.cpus, rtd.cpus[0])
+    rhythm = _cadences(testbed)
+    shares = credit_shares(
+        [Fraction(d.amplitude) for d in testbed.dimensions.values()], cpus, _capacities(host.cpus, rtd.cpus[0])
+    )
+    dimensions = tuple(
+        DimensionPlan(
+            index=index,
+            name=name,
+            role=d.role,
+            harmonic=format_ratio(d.harmonic),
+            period=(cadence.period.numerator, cadence.period.denominator),
+            phase=(cadence.phase.numerator, cadence.phase.denominator),
+            storage=d.storage.kind,
+            storage_bytes=d.storage.size_bytes,
+            amplitude=d.amplitude,
+            credit_ns=floor(share * cadence.period),
+            cpus=allowed,
+            node=host.node_of_cpu[allowed[0]] if d.node is None else d.node,
+            policy=d.scheduling.policy,
+            priority=d.scheduling.priority,
+            workload=d.workload,
+            args=d.args,
+            devices=d.devices,
+            uid=UID_FIRST + index,
+            memory_bytes=d.memory_bytes,
+            pids=d.pids,
+        )
+        for index, ((name, d), cadence, share, allowed) in enumerate(
+            zip(testbed.dimensions.items(), rhythm, shares, cpus, strict=True)
+        )
+    )
+    return Plan(
+        name=testbed.name,
+        base_window_ns=testbed.base_window_ns,
+        hyperperiod_ns=harmonics.hyperperiod_ns(rhythm) if harmonics.fits_table(rhythm) else None,
+        dimensions=dimensions,
+        rtd=rtd,
+        orchestrator=orchestrator,
+        orchestrator_phase_ns=harmonics.widest_gap(rhythm, testbed.base_window_ns),
+        housekeeping=housekeeping,
+        state_root=testbed.state_root,
+        mount_root=testbed.mount_root,
+        testbed=testbed.resolved(),
+    )
+
+
+def cadences(plan: Plan) -> tuple[Cadence, ...]:
+    """The exact cadence of each dimension, in the order of their indices."""
+    return tuple(Cadence(Fraction(*d.period), Fraction(*d.phase)) for d in plan.dimensions)
+
+
+def credit_shares(
+    amplitudes: Sequence[Fraction], cpus: Sequence[tuple[int, ...]], capacities: Mapping[int, Fraction]
+) -> tuple[Fraction, ...]:
+    """Part of one CPU that each dimension is credited with.
+
+    Args:
+        amplitudes: weight of each dimension.
+        cpus: the CPUs that each may use.
+        capacities: part of each CPU that is given out.
+
+    Returns:
+        Shares, at most 1. On every set of CPUs the shares of the dimensions that may use no others add up to at most
+        the set's capacity.
+    """
+    weights = [amplitude / len(allowed) for amplitude, allowed in zip(amplitudes, cpus, strict=True)]
+    claims: dict[int, Fraction] = {}
+    for weight, allowed in zip(weights, cpus, strict=True):
+        for cpu in allowed:
+            claims[cpu] = claims.get(cpu, Fraction(0)) + weight
+    return tuple(
+        min(Fraction(1), sum((capacities[cpu] * weight / claims[cpu] for cpu in allowed), Fraction(0)))
+        for weight, allowed in zip(weights, cpus, strict=True)
+    )
+
+
+def _capacities(cpus: Iterable[int], rtd_cpu: int) -> dict[int, Fraction]:
+    return {cpu: CPU_CAPACITY - (CLOCK_RESERVE if cpu == rtd_cpu else 0) for cpu in cpus}
+
+
+def _cadences(testbed: Testbed) -> tuple[Cadence, ...]:
+    places = {member: k for triad in testbed.triads.values() for k, member in enumerate(triad.members)}
+
+    def cadence(name: str, dimension: Dimension) -> Cadence:
+        period = testbed.base_window_ns / dimension.harmonic
+        if dimension.phase is not None:
+            return Cadence(period, dimension.phase * period)
+        return Cadence(period, harmonics.triad_phases(period, testbed.stagger)[places.get(name, 0)])
+
+    return tuple(cadence(name, dimension) for name, dimension in testbed.dimensions.items())
+
+
+def _place_services(placement: Placement, host: HostShape) -> tuple[ServicePlan, ServicePlan, ServicePlan]:
+    """RTD, orchestrator and everything else of the runtime."""
+    housekeeping = placement.housekeeping_cpus or host.cpus[:1]
+    first = housekeeping[0]
+    rtd_cpu = first if placement.rtd_cpu is None else placement.rtd_cpu
+    orchestrator_cpu = first if placement.orchestrator_cpu is None else placement.orchestrator_cpu
+    return (
+        ServicePlan((rtd_cpu,), placement.rtd_priority),
+        ServicePlan((orchestrator_cpu,), placement.orchestrator_priority),
+        ServicePlan(housekeeping, 0),
+    )
+
+
+def _place_dimensions(
+    testbed: Testbed, host: HostShape, housekeeping: tuple[int, ...], rtd_cpu: int
+) -> list[tuple[int, ...]]:
+    """CPUs of each dimension: its own, or the least used one of those open to it.
+
+    Of equally used CPUs the first after the RTD's is taken, in turn, so the members of a triad land on different CPUs
+    and the RTD's own CPU never carries more dimensions than another.
+    """
+    busy = {*housekeeping, rtd_cpu}
+    apart = tuple(cpu for cpu in host.cpus if cpu not in busy)
+    automatic = apart if apart and len(host.cpus) >= SEPARATE_CPUS_FROM else host.cpus
+    pool = testbed.placement.dimension_cpus or automatic
+    turn = sorted(pool, key=lambda cpu: (cpu <= rtd_cpu, cpu))
+    used = dict.fromkeys(host.cpus, Fraction(0))
+    for dimension in testbed.dimensions.values():
+        for cpu in dimension.cpus or ():
+            used[cpu] += Fraction(1, len(dimension.cpus or ()))
+    placed = []
+    for dimension in testbed.dimensions.values():
+        allowed = dimension.cpus
+        if allowed is None:
+            on_node = [cpu for cpu in turn if dimension.node in (None, host.node_of_cpu[cpu])]
+            # A node whose CPUs are all set aside leaves the whole pool open: the memory matters more.
+            allowed = (min(on_node or turn, key=lambda cpu: used[cpu]),)
+            used[allowed[0]] += 1
+        placed.append(allowed)
+    return placed
+
+
+def _missing_cpus(testbed: Testbed, host: HostShape) -> Iterable[str]:
+    placement = testbed.placement
+    wanted: list[tuple[str, tuple[int, ...] | None]] = [
+        ("placement.rtd_cpu", None if placement.rtd_cpu is None else (placement.rtd_cpu,)),
+        ("placement.orchestrator_cpu", None if placement.orchestrator_cpu is None else (placement.orchestrator_cpu,)),
+        ("placement.housekeeping_cpus", placement.housekeeping_cpus),
+        ("placement.dimension_cpus", placement.dimension_cpus),
+        *((f"{name}: cpus", dimension.cpus) for name, dimension in testbed.dimensions.items()),
+    ]
+    for what, cpus in wanted:
+        missing = [cpu for cpu in cpus or () if cpu not in host.cpus]
+        if missing:
+            yield f"{what} {_listed(missing)}: expected CPUs that may be used on this host: {_listed(host.cpus)}"
+    nodes = sorted(set(host.node_of_cpu.values()))
+    for name, dimension in testbed.dimensions.items():
+        if dimension.node is not None and dimension.node not in nodes:
+            yield f"{name}: node {dimension.node}: expected a memory node of this host: {_listed(nodes)}"
+
+
+def _missing_devices(testbed: Testbed, is_device: Callable[[str], bool]) -> Iterable[str]:
+    for name, dimension in testbed.dimensions.items():
+        for device in dimension.devices:
+            if not is_device(device):
+                yield f"{name}: device {device}: expected a device node that exists on this host"
+
+
+def _windows_below_floor(testbed: Testbed, floor_ns: int | None) -> Iterable[str]:
+    for name, dimension in testbed.dimensions.items():
+        window_ns = testbed.base_window_ns / dimension.harmonic
+        if floor_ns is not None and window_ns < floor_ns:
+            yield (
+                f"{name}: window {show_duration(window_ns)} is shorter than the RTD's floor of "
+                f"{format_duration(floor_ns)} on this host (run: vcg doctor)"
+            )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _is_device_node(path: str) -> bool:
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)

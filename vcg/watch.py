@@ -1,0 +1,198 @@
+"""What a run looks like from outside: its windows summed up, dimension by dimension, while they happen.
+
+Lateness is kept in log-linear histograms (at most 1/32 off), so the summary of a run of days is as small as that of a
+second.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vcg import histogram, shm
+from vcg.plan import DimensionPlan, Plan
+from vcg.quantities import format_duration, show_duration
+from vcg.run import Run
+from vcg.shm import Outcome
+
+REDRAW_PER_S = 2
+_DRAIN_S = 0.1
+
+_OUTCOME, _PLANNED = shm.WINDOW.at("outcome"), shm.WINDOW.at("planned_ns")
+_ENTRY, _BUDGET, _USED = shm.WINDOW.at("entry_ns"), shm.WINDOW.at("budget_ns"), shm.WINDOW.at("used_ns")
+QUANTILES = {"p50": 0.5, "p99": 0.99}
+
+
+class Tally:
+    """One dimension's windows so far."""
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.lateness: dict[int, int] = {}
+        self.budget_ns = self.used_ns = 0
+        self.lateness_max_ns = 0
+
+    def add(self, records: bytes) -> None:
+        """Count window records as :meth:`vcg.run.Run.drain` returns them."""
+        words = memoryview(records).cast("q")
+        for at in range(0, len(words), shm.WINDOW_WORDS):
+            outcome = Outcome(words[at + _OUTCOME])
+            self.outcomes[outcome] += 1
+            if outcome in (Outcome.DONE, Outcome.OVERRUN):
+                lateness_ns = max(0, words[at + _ENTRY] - words[at + _PLANNED])
+                bucket = histogram.bucket_of(lateness_ns)
+                self.lateness[bucket] = self.lateness.get(bucket, 0) + 1
+                self.lateness_max_ns = max(self.lateness_max_ns, lateness_ns)
+                self.budget_ns += words[at + _BUDGET]
+                self.used_ns += words[at + _USED]
+
+    @property
+    def windows(self) -> int:
+        return sum(self.outcomes.values())
+
+    def lateness_ns(self, share: float) -> int | None:
+        """A quantile of the lateness: the upper bound of its bucket; None before the first window."""
+        bucket = histogram.quantile(self.lateness, share)
+        return min(bucket[1], self.lateness_max_ns) if bucket else None
+
+    def summary(self) -> dict[str, Any]:
+        """The tally as plain data; names carry the units."""
+        counts = {outcome.name.lower(): count for outcome, count in self.outcomes.items()}
+        quantiles = {f"lateness_{name}_ns": self.lateness_ns(share) for name, share in QUANTILES.items()}
+        worst = {"lateness_max_ns": self.lateness_max_ns if self.lateness else None}
+        return {
+            "windows": self.windows,
+            **counts,
+            **quantiles,
+            **worst,
+            "budget_ns": self.budget_ns,
+            "used_ns": self.used_ns,
+        }
+
+
+class Watch:
+    """Every dimension's tally."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tallies = {d.name: Tally() for d in plan.dimensions}
+
+    def add(self, drained: Mapping[str, bytes]) -> None:
+        for name, records in drained.items():
+            self.tallies[name].add(records)
+
+    def table(self) -> Table:
+        """For the terminal, at most 100 columns wide."""
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("")
+        for heading in ("window", "windows", "done", "overrun", "missed", "skipped"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("late p50 us", "p99 us", "max us", "credit used"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for d in self.plan.dimensions:
+            table.add_row(*_row(d, self.tallies[d.name]))
+        return table
+
+
+def _row(d: DimensionPlan, tally: Tally) -> list[str]:
+    counts = [tally.outcomes[outcome] for outcome in Outcome]
+    lateness = [*(tally.lateness_ns(share) for share in QUANTILES.values()), tally.lateness_max_ns or None]
+    return [
+        d.name,
+        show_duration(d.period_ns),
+        str(tally.windows),
+        *(str(count) if count else "·" for count in counts),
+        *("" if ns is None else f"{ns / 1000:.0f}" for ns in lateness),
+        f"{tally.used_ns / tally.budget_ns:.0%}" if tally.budget_ns else "",
+    ]
+
+
+def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) -> tuple[bool, dict[str, Any]]:
+    """Run a plan and show its tallies until the time is up, Ctrl-C or SIGTERM.
+
+    Args:
+        length_ns: how long to tick; None is until interrupted.
+        quiet: show nothing while it runs.
+
+    Returns:
+        Whether it was interrupted, and the result as plain data.
+
+    Raises:
+        RunError: it could not be brought up, or a process of it ended.
+    """
+    watch = Watch(plan)
+    interrupted = False
+    began = time.monotonic()
+    with _live(console, quiet) as live, _sigterm_as_interrupt(), Run(plan) as run:
+        up_s = time.monotonic() - began
+        start_ns = run.start()
+        end_ns = None if length_ns is None else start_ns + length_ns
+        try:
+            while end_ns is None or time.monotonic_ns() < end_ns:
+                left_s = _DRAIN_S if end_ns is None else (end_ns - time.monotonic_ns()) / 1e9
+                time.sleep(max(0.0, min(_DRAIN_S, left_s)))
+                watch.add(run.drain())
+                run.check()
+                live.update(Group(watch.table(), _progress(start_ns, end_ns)))
+        except KeyboardInterrupt:
+            interrupted = True
+        run.halt()
+        watch.add(run.drain())
+        ticked_ns = time.monotonic_ns() - start_ns
+        live.update(watch.table())
+        result = {
+            "testbed": plan.name,
+            "interrupted": interrupted,
+            "up_s": round(up_s, 3),
+            "ticked_ns": ticked_ns,
+            "dimensions": {name: tally.summary() for name, tally in watch.tallies.items()},
+            "records_lost": run.records_lost,
+            **run.statistics(),
+        }
+    cpu_share = (result["cpu_ns"]["rtd"] + result["cpu_ns"]["orchestrator"]) / ticked_ns
+    if not quiet:
+        console.print(
+            f"\n{plan.name}: up in {up_s:.2f} s, ticked for {show_duration(ticked_ns)}; {result['rtd']['head']} ticks, "
+            f"RTD and orchestrator together {cpu_share:.1%} of one CPU"
+        )
+    return interrupted, result
+
+
+def _progress(start_ns: int, end_ns: int | None) -> Text:
+    gone = show_duration(max(1, time.monotonic_ns() - start_ns))
+    if end_ns is None:
+        return Text(f"\n{gone}; Ctrl-C ends the run", style="dim")
+    return Text(f"\n{gone} of {format_duration(end_ns - start_ns)}; Ctrl-C ends it early", style="dim")
+
+
+@contextmanager
+def _live(console: Console, quiet: bool) -> Iterator[Live]:
+    live = Live(console=console, refresh_per_second=REDRAW_PER_S)
+    if quiet:
+        yield live
+        return
+    with live:
+        yield live
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
