@@ -26,7 +26,7 @@ import pytest
 from vcg import audit
 from vcg.linux import cgroup
 
-SETTLE_S = 5.0
+SETTLE_S = 3.0
 """The kernel detaches loops and mounts a moment after the last process is gone."""
 OUR_DESCRIPTORS = re.compile(r"/memfd:vcg|/dev/loop|anon_inode:(bpf|\[pidfd\]|\[perf_event\]|\[landlock)|/tmp/vcg-")
 

@@ -42,6 +42,7 @@ OLDEST_KERNEL = (5, 14)
 NEEDED_DISK_BYTES = 1 << 30
 NEEDED_MEMORY_BYTES = 1 << 30
 _INSTALL = "apt-get install "
+_SHOWN = 3
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _PROBE_IMAGE_BYTES = 1 << 20
@@ -224,7 +225,7 @@ def check_futex() -> Check:
             time.sleep(0.001)
         waiting.join()
         if woken != 1:
-            raise OSError("nobody woke from a wait on a read-only mapping")
+            raise OSError("nobody was woken from a wait on a read-only mapping")
         return "a waiter on a read-only mapping is woken by its bit"
 
     return attempt(act, "futex bitset", "waking the dimensions that are due", "CONFIG_FUTEX", required=True)
@@ -304,7 +305,7 @@ def check_private_mounts() -> Check:
         return "a mount in a private namespace"
 
     fix = "CONFIG_NAMESPACES, CAP_SYS_ADMIN"
-    return _attempt_in_child(act, "private mounts", "mounts that the kernel undoes by itself", fix, required=True)
+    return attempt_in_child(act, "private mounts", "mounts that the kernel undoes by itself", fix, required=True)
 
 
 def check_loop_devices(state_root: Path) -> Check:
@@ -360,7 +361,7 @@ def check_fifo() -> Check:
         return f"priority {floor.PRIORITY} granted; real-time tasks may take {limit}"
 
     fix = "CAP_SYS_NICE; in a v1 cpu cgroup with CONFIG_RT_GROUP_SCHED also a cpu.rt_runtime_us above 0"
-    return _attempt_in_child(act, "SCHED_FIFO", "the RTD and pinned dimensions", fix, required=True)
+    return attempt_in_child(act, "SCHED_FIFO", "the RTD and pinned dimensions", fix, required=True)
 
 
 def check_mlock() -> Check:
@@ -368,7 +369,7 @@ def check_mlock() -> Check:
         memory.lock_all()
         return "mlockall granted"
 
-    return _attempt_in_child(act, "locked memory", "no page faults in the RTD", "CAP_IPC_LOCK", required=True)
+    return attempt_in_child(act, "locked memory", "no page faults in the RTD", "CAP_IPC_LOCK", required=True)
 
 
 def check_memory_policy() -> Check:
@@ -376,14 +377,14 @@ def check_memory_policy() -> Check:
         memory.bind_to_node(0)
         return "bound to node 0"
 
-    return _attempt_in_child(act, "NUMA policy", "memory on a dimension's own node", "CONFIG_NUMA", required=True)
+    return attempt_in_child(act, "NUMA policy", "memory on a dimension's own node", "CONFIG_NUMA", required=False)
 
 
 def check_leftovers(state_root: Path, mount_root: Path) -> Check:
     found = audit.leftovers(state_root, mount_root)
-    shown = ", ".join(f"{item.kind} {item.name}" for item in found[:3]) + (", …" if len(found) > 3 else "")
-    fix = "in use by a run, or cleared by the next start with this state root"
-    return Check("leftovers", not found, shown or "nothing of ours", "a clean host", fix, False)
+    shown = ", ".join(f"{item.kind} {item.name}" for item in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+    fix = "in use by a run; or left by one that was killed: the next start with this state root clears it"
+    return Check("clean host", not found, shown or "holds nothing of ours", "a host as it was before", fix, False)
 
 
 def check_floor(state_root: Path, *, measure_again: bool) -> Check:
@@ -404,7 +405,7 @@ def check_floor(state_root: Path, *, measure_again: bool) -> Check:
     return Check("window floor", measured.floor_ns is not None, found, "refusing windows that can't be kept", fix, True)
 
 
-def _attempt_in_child(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
+def attempt_in_child(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
     """:func:`attempt` in a forked child, for what a process can't take back."""
     source, sink = os.pipe()
     child = os.fork()

@@ -189,7 +189,9 @@ def ensure() -> int:
         store(known, STATE_ROOT)
     if known.floor_ns is None:
         longest_ms = max(PERIODS_NS) / 1e6
-        raise HostError(f"the RTD does not keep up with any window up to {longest_ms:g} ms on this host: run vcg doctor")
+        raise HostError(
+            f"the RTD does not keep up with any window up to {longest_ms:g} ms on this host: run vcg doctor"
+        )
     return known.floor_ns
 
 

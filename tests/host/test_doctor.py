@@ -1,0 +1,109 @@
+"""The doctor on this host: it finds what the tests themselves rely on, changes nothing, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vcg import audit, doctor, floor
+from vcg.errors import HostError
+from vcg.linux import sched
+
+pytestmark = pytest.mark.usefixtures("root")
+NOBODY = 65534
+
+
+@pytest.fixture
+def known_floor(roots: Any) -> floor.Floor:
+    """A floor in the state root, so that a test need not measure one."""
+    measurement = floor.Measurement(250_000, 4000, 0, 15_000.0, 40_000.0, 0.1)
+    known = floor.Floor(250_000, floor.identity(), "2026-01-01T00:00:00+00:00", (measurement,))
+    floor.store(known, roots.state_root)
+    return known
+
+
+@pytest.mark.usefixtures("known_floor")
+def test_this_host_has_everything_that_is_required(roots: Any) -> None:
+    checks = doctor.examine(*roots, measure_again=False)
+    assert [check for check in checks if check.required and not check.ok] == []
+    assert len({check.name for check in checks}) == len(checks)
+
+
+def test_it_leaves_nothing_but_the_floor(roots: Any, known_floor: floor.Floor) -> None:
+    policy, affinity = os.sched_getscheduler(0), os.sched_getaffinity(0)
+    doctor.examine(*roots, measure_again=False)
+    of_roots = [item for item in audit.leftovers(*roots) if item.kind not in ("process", "cgroup")]
+    groups = [item for item in audit.cgroups() if item.name.endswith(f"doctor-{os.getpid()}")]
+    assert (of_roots, groups) == ([], [])
+    assert (os.sched_getscheduler(0), os.sched_getaffinity(0)) == (policy, affinity)
+    assert floor.load(roots.state_root) == known_floor
+
+
+@pytest.mark.usefixtures("known_floor")
+def test_checks_of_other_packages_are_included(roots: Any) -> None:
+    assert "kernel headers" in {check.name for check in doctor.examine(*roots, measure_again=False)}
+
+
+def test_what_still_lies_in_the_state_root_is_shown(roots: Any) -> None:
+    (roots.state_root / "d4.img").touch()
+    check = doctor.check_leftovers(*roots)
+    assert not check.ok
+    assert "d4.img" in check.found
+
+
+def test_a_state_root_without_room_for_an_image_is_no_place_for_loop_devices() -> None:
+    check = doctor.check_loop_devices(Path("/proc"))
+    assert (check.ok, check.required) == (False, True)
+
+
+def test_an_attempt_that_dies_in_its_child_is_a_failed_check() -> None:
+    check = doctor.attempt_in_child(lambda: os._exit(3), "name", "purpose", "fix", required=True)
+    assert not check.ok
+    assert "status" in check.found
+
+
+def test_an_attempt_in_a_child_changes_nothing_here() -> None:
+    def act() -> str:
+        sched.set_fifo(1)
+        return "granted"
+
+    assert doctor.attempt_in_child(act, "name", "purpose", "fix", required=True).found == "granted"
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_without_root_it_says_so_and_fails() -> None:
+    script = "import typer; from vcg.doctor import doctor; typer.run(doctor)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--json"], user=NOBODY, capture_output=True, text=True, check=False, cwd="/"
+    )
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (1, False)
+    assert [check["name"] for check in report["checks"] if check["required"] and not check["ok"]] == ["root"]
+
+
+def test_the_clock_alone_publishes_every_edge_or_says_that_it_skipped_it() -> None:
+    alone = floor.run_alone(1_000_000, 0.2, max(os.sched_getaffinity(0)))
+    assert alone.edges == 200
+    assert len(alone.lateness_ns) + alone.skipped == alone.edges
+    assert min(alone.lateness_ns) >= 0
+    assert 0 < alone.cpu_share < 1
+
+
+def test_a_clock_that_cannot_be_placed_says_why() -> None:
+    with pytest.raises(HostError, match="CPU 4095"):
+        floor.run_alone(1_000_000, 0.2, 4095)
+
+
+def test_the_floor_is_measured_once_and_kept(roots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "PERIODS_NS", (2_000_000,))
+    measured = doctor.check_floor(roots.state_root, measure_again=False)
+    kept = floor.load(roots.state_root)
+    assert kept is not None
+    assert [m.period_ns for m in kept.measurements] == [2_000_000]
+    assert doctor.check_floor(roots.state_root, measure_again=False) == measured
