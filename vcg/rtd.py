@@ -3,8 +3,11 @@
 Runs as a process of its own (``python -m vcg.rtd``). In: the plan and the control page. Out: the ticks region
 (``vcg.shm``), and one ``FUTEX_WAKE_BITSET`` for each tick, which wakes exactly the dimensions that are due.
 
-The loop: *stage* the next edge in shared memory where no reader looks yet; sleep until its absolute time; *commit* it
-with a few stores; wake; stage the one after. It touches no socket, logs nothing, allocates nothing that lasts.
+The loop: sleep until shortly before the next edge; *stage* it in shared memory where no reader looks yet; sleep until
+its absolute time; *commit* it with a few stores; wake. It touches no socket, logs nothing, allocates nothing that lasts.
+
+Why two sleeps: staging right after the wake call would keep the waiters on the RTD's own CPU from running, and the
+second wake-up, so soon after the first, finds CPU and caches warm. It costs one timer more for each edge.
 
 An RTD that wakes too late merges every edge that has passed into one tick. A dimension gets its newest window only;
 older ones are marked skipped. There is never a burst to catch up.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,6 +37,9 @@ DueEdge: TypeAlias = "tuple[int, int, tuple[tuple[int, int], ...]]"
 _HISTORY = (1 << 62) - 1
 _PPB = 1_000_000_000
 _NEVER_NS = 2**62
+
+APPROACH_NS = 150_000
+"""How long before an edge the RTD wakes to stage it: several times its wake-up lateness."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def schedule(waiters: list[Beat], base_window_ns: int, start_ns: int) -> Iterato
         named = tuple((bits[i], phase_ppb) for i in range(len(bits)) if members >> i & 1)
         return offset_ns, sum(1 << bit for bit, _ in named), named
 
-    if harmonics.count_edges(cadences) > harmonics.EDGE_TABLE_LIMIT:
+    if not harmonics.fits_table(cadences):
         for edge in harmonics.edges(cadences):
             offset_ns, mask, members = due(edge.offset_ns, edge.due)
             yield start_ns + offset_ns, mask, members
@@ -98,11 +105,13 @@ def tick(due_edges: Iterator[DueEdge], ticks: memoryview, control: memoryview, u
     tick_slots, tick_words = shm.TICK_SLOTS - 1, shm.TICK_WORDS
     windows_at, phases_at = shm.TICK_WINDOWS_AT, shm.TICK_PHASES_AT
 
-    windows = [ticks[latest_at + bit] for bit in range(shm.MAX_DIMENSIONS)]
+    latest = ticks[latest_at : latest_at + shm.MAX_DIMENSIONS]
+    windows = array("q", latest)
     history = [0] * shm.MAX_DIMENSIONS
     sequence = ticks[head_at]
     edge_ns, due, members = next(due_edges)
     while edge_ns < until_ns:
+        sleep(edge_ns - APPROACH_NS)
         at = ticks_at + (sequence & tick_slots) * tick_words
         for bit, phase_ppb in members:
             windows[bit] = window = windows[bit] + 1
@@ -144,10 +153,8 @@ def tick(due_edges: Iterator[DueEdge], ticks: memoryview, control: memoryview, u
             ticks[at + 4] = skipped
             ticks[superseded_at] += skipped
             ticks[coalesced_at] += 1
-            members = tuple((bit, 0) for bit in range(shm.MAX_DIMENSIONS) if due >> bit & 1)
 
-        for bit, _ in members:
-            ticks[latest_at + bit] = windows[bit]
+        latest[:] = windows
         ticks[at + 2] = woke_ns
         ticks[at + 3] = due
         sequence += 1
