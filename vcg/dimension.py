@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from os import sched_yield
 from typing import Any
 
 from vcg import shm
@@ -155,6 +156,7 @@ class Dimension:
                 entry_ns = now_ns()
                 yield window
                 finish_ns = now_ns()
+                sched_yield()  # peers of our priority on this CPU enter their windows before we write ours down
                 cpu_ns = _cpu_ns()
                 used_ns = cpu_ns - cpu_before_ns
                 cpu_before_ns = cpu_ns

@@ -4,7 +4,8 @@ Runs as a process of its own (``python -m vcg.rtd``). In: the plan and the contr
 (``vcg.shm``), and one ``FUTEX_WAKE_BITSET`` for each tick, which wakes exactly the dimensions that are due.
 
 The loop: sleep until shortly before the next edge; *stage* it in shared memory where no reader looks yet; sleep until
-its absolute time; *commit* it with a few stores; wake. It touches no socket, logs nothing, allocates nothing that lasts.
+its absolute time; *commit* it with a few stores; wake. It touches no socket, logs nothing, allocates nothing that
+lasts.
 
 Why two sleeps: staging right after the wake call would keep the waiters on the RTD's own CPU from running, and the
 second wake-up, so soon after the first, finds CPU and caches warm. It costs one timer more for each edge.

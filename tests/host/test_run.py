@@ -1,4 +1,4 @@
-"""The runtime on the real kernel: every window has a record, nothing is left behind, every failure has one clear line."""
+"""The runtime on the real kernel: every window has a record, nothing is left behind, failures are told in one line."""
 
 from __future__ import annotations
 
@@ -160,9 +160,11 @@ def test_a_run_can_be_repeated_and_begins_anew(resolve: Callable[..., Plan]) -> 
 def test_every_dimension_is_confined(resolve: Callable[..., Plan]) -> None:
     everywhere = {"dimensions__*__workload": "workloads_under_test:describes"}
     devices = {"dimensions__*__devices": ["/dev/null"]}
-    with Run(resolve("default", **everywhere, **devices)) as run:  # type: ignore[arg-type]
+    with Run(resolve("default", **everywhere, **devices)) as run:
         supervisor = run.service_pids["supervisor"]
-        seen_at = {n: Path(f"/proc/{supervisor}/root{run.plan.mount_root}/{n}/data/seen.json") for n in run.dimension_pids}
+        seen_at = {
+            n: Path(f"/proc/{supervisor}/root{run.plan.mount_root}/{n}/data/seen.json") for n in run.dimension_pids
+        }
         ran(run, 0.3)
         for d in run.plan.dimensions:
             pid = run.dimension_pids[d.name]
@@ -175,7 +177,7 @@ def test_every_dimension_is_confined(resolve: Callable[..., Plan]) -> None:
             assert os.sched_getaffinity(pid) == set(d.cpus)
             assert os.sched_getscheduler(pid) == os.SCHED_FIFO
             assert os.sched_getparam(pid).sched_priority == d.priority
-            assert sorted(os.listdir(f"/proc/{pid}/fd"), key=int) == ["0", "1", "2"]
+            assert {entry.name for entry in Path(f"/proc/{pid}/fd").iterdir()} == {"0", "1", "2"}
             assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
             mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
             assert {line.split()[4] for line in mounts} == {"/", "/dev/null"}
@@ -210,23 +212,22 @@ def test_what_a_dimension_forks_ends_with_the_run(resolve: Callable[..., Plan]) 
 
 def test_a_workload_that_raises_ends_the_run_with_its_own_words(resolve: Callable[..., Plan]) -> None:
     bad = resolve("default", dimensions__d5__workload="workloads_under_test:raises")
-    with pytest.raises(RunError, match=r"d5 exited with 1: .*raised ValueError: window 5 is one too many") as caught:
-        with Run(bad) as run:
-            run.start()
-            deadline = time.monotonic() + 5
-            while time.monotonic() < deadline:
-                run.check()
-                time.sleep(0.01)
+    words = r"d5 exited with 1: .*raised ValueError: window 5 is one too many"
+    with pytest.raises(RunError, match=words) as caught, Run(bad) as run:
+        run.start()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            run.check()
+            time.sleep(0.01)
     assert 'raise ValueError(f"window {window.number} is one too many")' in str(caught.value)
 
 
 def test_a_workload_that_returns_early_is_an_error(resolve: Callable[..., Plan]) -> None:
     bad = resolve("tmpfs", dimensions__d1__workload="workloads_under_test:returns_early")
-    with pytest.raises(RunError, match="d1 exited with 1: .*returned before the run was over"):
-        with Run(bad) as run:
-            run.start()
-            time.sleep(0.3)
-            run.check()
+    with pytest.raises(RunError, match=r"d1 exited with 1: .*returned before the run was over"), Run(bad) as run:
+        run.start()
+        time.sleep(0.3)
+        run.check()
 
 
 def test_a_workload_that_never_leaves_its_window_is_named_and_killed(resolve: Callable[..., Plan]) -> None:
@@ -249,7 +250,10 @@ def test_an_unknown_workload_is_refused(resolve: Callable[..., Plan], workload: 
 
 def test_a_state_root_in_use_is_refused_and_the_other_run_goes_on(resolve: Callable[..., Plan]) -> None:
     with Run(resolve("tmpfs")) as first:
-        with pytest.raises(RunError, match=r"state root .* is in use by another run \(pid \d+\)"), Run(resolve("tmpfs")):
+        with (
+            pytest.raises(RunError, match=r"state root .* is in use by another run \(pid \d+\)"),
+            Run(resolve("tmpfs")),
+        ):
             pass
         rows = ran(first, 0.2)
     assert all(rows.values())
@@ -275,13 +279,12 @@ def test_the_death_of_any_process_is_noticed(resolve: Callable[..., Plan], victi
 
 
 def test_a_killed_supervisor_leaves_nothing(resolve: Callable[..., Plan], roots: Roots) -> None:
-    with pytest.raises(RunError, match="supervisor"):
-        with Run(resolve("default")) as run:
-            run.start()
-            time.sleep(0.1)
-            os.kill(run.service_pids["supervisor"], signal.SIGKILL)
-            time.sleep(0.1)
-            run.check()
+    with pytest.raises(RunError, match="supervisor"), Run(resolve("default")) as run:
+        run.start()
+        time.sleep(0.1)
+        os.kill(run.service_pids["supervisor"], signal.SIGKILL)
+        time.sleep(0.1)
+        run.check()
     assert loop.backed_by(roots.state_root) == {}
 
 

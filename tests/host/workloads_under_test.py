@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 from vcg.dimension import Dimension
 
@@ -40,9 +41,9 @@ def describes(dimension: Dimension) -> None:
     """Write what can be seen from inside into the dimension's own filesystem, then idle."""
     attempts = {}
     for name, attempt in (
-        ("host's /etc", lambda: os.listdir("/etc")),
-        ("/proc", lambda: os.listdir("/proc")),
-        ("parent of the root", lambda: os.stat("/..").st_ino == os.stat("/").st_ino),
+        ("host's /etc", lambda: list(Path("/etc").iterdir())),
+        ("/proc", lambda: list(Path("/proc").iterdir())),
+        ("parent of the root", lambda: Path("/..").samefile("/")),
         ("become root", lambda: os.setresuid(0, 0, 0)),
         ("raise priority", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))),
         ("read null", lambda: os.close(os.open("/dev/null", os.O_RDWR))),
@@ -52,9 +53,12 @@ def describes(dimension: Dimension) -> None:
             attempts[name] = str(attempt())  # type: ignore[no-untyped-call]
         except OSError as error:
             attempts[name] = type(error).__name__
-    seen = {"root": sorted(os.listdir("/")), "environment": dict(os.environ), "attempts": attempts}
-    with open("/data/seen.json", "w") as file:
-        json.dump(seen, file)
+    seen = {
+        "root": sorted(path.name for path in Path("/").iterdir()),
+        "environment": dict(os.environ),
+        "attempts": attempts,
+    }
+    Path("/data/seen.json").write_text(json.dumps(seen))
     forks_child(dimension)
 
 
