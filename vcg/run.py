@@ -174,7 +174,7 @@ class Run:
         return fresh
 
     def statistics(self) -> dict[str, Any]:
-        """Counters of the RTD and the orchestrator, and the CPU time of our own processes (``/proc/PID/schedstat``)."""
+        """Counters of the RTD and the orchestrator; CPU time (``/proc/PID/schedstat``) and memory of our services."""
         header = {
             name: self.ticks[shm.TICKS_HEADER.at(name)] for name in ("head", "superseded", "coalesced", "behind_ns_max")
         }
@@ -186,7 +186,8 @@ class Run:
             at = shm.COUNTERS_AT + d.index * shm.COUNTER_WORDS
             accounts[d.name] = dict(zip(shm.COUNTERS.fields, self.tokens[at : at + shm.COUNTERS.words], strict=True))
         cpu_ns = {name: _cpu_ns(pid) for name, pid in self.service_pids.items()}
-        return {"rtd": header, "orchestrator": rounds, "tokens": accounts, "cpu_ns": cpu_ns}
+        resident = {name: _resident_bytes(pid) for name, pid in self.service_pids.items()}
+        return {"rtd": header, "orchestrator": rounds, "tokens": accounts, "cpu_ns": cpu_ns, "resident_bytes": resident}
 
     # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -279,5 +280,12 @@ def check_workloads(plan: Plan) -> None:
 def _cpu_ns(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except FileNotFoundError:
+        return 0
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except FileNotFoundError:
         return 0

@@ -134,6 +134,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
     began = time.monotonic()
     with _live(console, quiet) as live, _sigterm_as_interrupt(), Run(plan) as run:
         up_s = time.monotonic() - began
+        before = run.statistics()
         start_ns = run.start()
         end_ns = None if length_ns is None else start_ns + length_ns
         try:
@@ -156,9 +157,11 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             "ticked_ns": ticked_ns,
             "dimensions": {name: tally.summary() for name, tally in watch.tallies.items()},
             "records_lost": run.records_lost,
-            **run.statistics(),
+            **(after := run.statistics()),
+            "resident_bytes_before": before["resident_bytes"],
         }
-    cpu_share = (result["cpu_ns"]["rtd"] + result["cpu_ns"]["orchestrator"]) / ticked_ns
+    spent_ns = sum(after["cpu_ns"][name] - before["cpu_ns"][name] for name in ("rtd", "orchestrator"))
+    cpu_share = result["clock_cpu_share"] = spent_ns / ticked_ns
     if not quiet:
         console.print(
             f"\n{plan.name}: up in {up_s:.2f} s, ticked for {show_duration(ticked_ns)}; {result['rtd']['head']} ticks, "

@@ -1,0 +1,546 @@
+"""One trial: bring a testbed up, run it under the probes and beside the reference thread, and decide whether it counts.
+
+:func:`run_trial` acts; what it decides by is pure: :func:`window_rows` (records to rows), :func:`void_reasons` (facts
+and declared limits to reasons). Nothing here looks at whether a result is good: a trial is void only for reasons that
+the sweep file declared beforehand.
+
+Traps: the probes and their oracles are read before the first edge and after the last window has ended and the disks
+are quiet, so their figures include the warm-up. CPU time in ``/proc/stat`` is sampled at ticks, and windows that keep
+step with the ticks would be counted wrongly; idle time and ``/proc/PID/task/*/schedstat`` are exact, so foreign CPU
+use is what remains of the wall time after those.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import probes
+from experiments import reference, stats
+from experiments.plan import Limits, Trial
+from experiments.store import TABLES, TrialRecord
+from vcg import shm
+from vcg.errors import VcgError
+from vcg.plan import DimensionPlan, Plan
+from vcg.run import Run
+
+DRAIN_S = 0.1
+_MARGIN_S = 30.0
+"""Room that the reference thread gets beyond the trial itself: bring-up of its process, halt, a busy host."""
+_NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
+
+
+class TrialError(VcgError):
+    """A trial that could not be measured."""
+
+
+class Interrupted(Exception):
+    """The sweep was asked to stop while a trial was running; the trial is given up."""
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The host over the interval of a trial.
+
+    Attributes:
+        wall_ns: length of the interval.
+        steal_share: CPU time that the hypervisor withheld, of all CPUs' time.
+        foreign_cpu_share: CPU time of processes that are neither ours nor the kernel's, of all CPUs' time.
+        throttled: periods in which a cgroup of ours or above ours used up its CPU quota.
+        reference_p50_ns, reference_p99_ns: lateness of the reference thread after the warm-up; NaN if refused.
+        lost_events: events that a probe had to drop, and window records overwritten before they were read; ``lost`` of
+            the trial's record says where.
+        disagreements: quantities in which a probe and its oracle differ by more than the probe allows.
+    """
+
+    wall_ns: int
+    steal_share: float
+    foreign_cpu_share: float
+    throttled: int
+    reference_p50_ns: float
+    reference_p99_ns: float
+    lost_events: int
+    disagreements: int
+
+
+def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> list[str]:
+    """Why a trial does not count; empty if it does.
+
+    Args:
+        facts: of the trial.
+        limits: as the sweep file declared them.
+        baseline_p99_ns: of the reference thread on this host before the first trial.
+    """
+    reasons = []
+    if facts.steal_share > limits.steal_share:
+        reasons.append(
+            f"the hypervisor withheld {facts.steal_share:.2%} of the CPU time (limit {limits.steal_share:.2%})"
+        )
+    if facts.foreign_cpu_share > limits.foreign_cpu_share:
+        reasons.append(
+            f"foreign processes used {facts.foreign_cpu_share:.1%} of the CPU time "
+            f"(limit {limits.foreign_cpu_share:.1%})"
+        )
+    if facts.throttled:
+        reasons.append(f"a CPU quota ran out in {facts.throttled} periods (limit 0)")
+    p99 = facts.reference_p99_ns
+    if p99 > limits.reference_p99_ns:
+        reasons.append(f"reference p99 {p99 / 1e3:.0f} us (limit {limits.reference_p99_ns / 1e3:.0f} us)")
+    if p99 > limits.reference_p99_factor * baseline_p99_ns:
+        reasons.append(
+            f"reference p99 {p99 / 1e3:.0f} us is {p99 / baseline_p99_ns:.1f} times that of the idle host "
+            f"(limit {limits.reference_p99_factor:g} times)"
+        )
+    if facts.lost_events > limits.lost_events:
+        reasons.append(f"{facts.lost_events} events lost (limit {limits.lost_events})")
+    if facts.disagreements > limits.oracle_disagreements:
+        reasons.append(
+            f"{facts.disagreements} quantities disagree with their oracle (limit {limits.oracle_disagreements})"
+        )
+    return reasons
+
+
+# ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def planned_count(dimension: DimensionPlan, duration_ns: int) -> int:
+    """Windows that a dimension has planned in the first ``duration_ns`` of a run."""
+    phase, period = Fraction(*dimension.phase), Fraction(*dimension.period)
+    return max(0, -((phase - duration_ns) // period))
+
+
+def planned_ns(dimension: DimensionPlan, count: int, start_ns: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Planned edges of the first ``count`` windows; exact, so in Python's integers (64 bits would overflow)."""
+    (a, b), (c, d) = dimension.period, dimension.phase
+    return np.array([start_ns + (c * b + n * a * d) // (b * d) for n in range(count)], dtype=np.int64)
+
+
+def window_rows(
+    records: Mapping[str, bytes], dimensions: Iterable[DimensionPlan], start_ns: int, warmup_ns: int, duration_ns: int
+) -> pd.DataFrame:
+    """The table ``windows`` of a trial, from the records that the dimensions wrote.
+
+    Every window planned before the end of the trial has a row, also one that nobody recorded; windows that began
+    while the run was being halted are not part of the trial.
+
+    Args:
+        records: dimension -> WINDOW records (:data:`vcg.shm.WINDOW`), in any order.
+        dimensions: of the plan.
+        start_ns: planned edge of window 0, before phases.
+        warmup_ns: length of the warm-up.
+        duration_ns: length of the trial after the warm-up.
+
+    Returns:
+        All columns of the table but ``trial``.
+
+    Raises:
+        TrialError: a window was recorded twice, or at another time than it was planned.
+    """
+    parts = [_dimension_rows(records.get(d.name, b""), d, start_ns, warmup_ns, duration_ns) for d in dimensions]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _dimension_rows(
+    raw: bytes, dimension: DimensionPlan, start_ns: int, warmup_ns: int, duration_ns: int
+) -> pd.DataFrame:
+    count = planned_count(dimension, warmup_ns + duration_ns)
+    planned = planned_ns(dimension, count, start_ns)
+    found = np.frombuffer(raw, dtype=_RECORD)
+    found = found[(found["window"] >= 0) & (found["window"] < count)]
+    numbers, times_each = np.unique(found["window"], return_counts=True)
+    if (times_each > 1).any():
+        raise TrialError(f"{dimension.name}: window {numbers[times_each > 1][0]} was recorded twice; expected once")
+    wrong = found["planned_ns"] != planned[found["window"]]
+    if wrong.any():
+        first = found[wrong][0]
+        expected = planned[first["window"]]
+        raise TrialError(
+            f"{dimension.name}: window {first['window']} was recorded at {first['planned_ns']}, expected {expected} ns"
+        )
+    rows = np.zeros(count, dtype=_RECORD)
+    rows[found["window"]] = found
+    recorded = np.zeros(count, dtype=bool)
+    recorded[found["window"]] = True
+    names = {int(outcome): outcome.name.lower() for outcome in shm.Outcome}
+    outcome = [names[int(o)] if seen else "unrecorded" for o, seen in zip(rows["outcome"], recorded, strict=True)]
+    entered = pd.Series(outcome).isin(stats.ENTERED).to_numpy()
+
+    def nullable(values: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> pd.Series:
+        return pd.Series(pd.arrays.IntegerArray(values.astype(np.int64), ~there))
+
+    return pd.DataFrame(
+        {
+            "dimension": dimension.name,
+            "window": np.arange(count, dtype=np.int64),
+            "outcome": outcome,
+            "warmup": planned < start_ns + warmup_ns,
+            "planned_ns": planned,
+            "wake_ns": nullable(rows["wake_ns"], rows["wake_ns"] > 0),
+            "entry_ns": nullable(rows["entry_ns"], entered),
+            "finish_ns": nullable(rows["finish_ns"], entered),
+            "lateness_ns": nullable(rows["entry_ns"] - planned, entered),
+            "budget_ns": rows["budget_ns"],
+            "used_ns": rows["used_ns"],
+            "expires_ns": nullable(rows["expires_ns"], rows["expires_ns"] > 0),
+            "phase_ppb": rows["phase_ppb"],
+        }
+    )
+
+
+def reference_rows(samples: memoryview, start_ns: int, warmup_ns: int) -> pd.DataFrame:
+    """The table ``reference`` of a trial (all columns but ``trial``): the timers from the start of the run on."""
+    words = np.frombuffer(samples, dtype=np.int64).reshape(-1, reference.SAMPLE.words)
+    planned, wake = words[words[:, 0] >= start_ns].T.copy()
+    return pd.DataFrame(
+        {
+            "planned_ns": planned,
+            "wake_ns": wake,
+            "lateness_ns": wake - planned,
+            "warmup": planned < start_ns + warmup_ns,
+        }
+    )
+
+
+# ── the host ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class HostSample:
+    """Counters of the host at one instant; two of them make the facts of an interval.
+
+    Attributes:
+        at_ns: CLOCK_MONOTONIC.
+        cpus: online CPUs.
+        idle_ns: of all CPUs, waiting for I/O included.
+        steal_ns: of all CPUs.
+        ours_ns: pid -> CPU time of the processes of the run, of this process, and of their descendants.
+        kernel_ns: pid -> CPU time of each kernel thread.
+        throttled: throttled periods of the cpu cgroups that hold our processes, and of those above them.
+    """
+
+    at_ns: int
+    cpus: int
+    idle_ns: int
+    steal_ns: int
+    ours_ns: dict[int, int]
+    kernel_ns: dict[int, int]
+    throttled: int
+
+
+def sample_host(pids: Iterable[int]) -> HostSample:
+    """Read the host's counters.
+
+    Args:
+        pids: processes of ours; their descendants and this process count as ours too.
+    """
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    idle, iowait, steal = int(fields[3]), int(fields[4]), int(fields[7])
+    children: dict[int, list[int]] = {}
+    kernel = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we were looking
+        pid = int(path.parent.name)
+        children.setdefault(int(after_name[1]), []).append(pid)
+        if int(after_name[6]) & _PF_KTHREAD:
+            kernel.append(pid)
+    ours: set[int] = set()
+    pending = [os.getpid(), *pids]
+    while pending:
+        pid = pending.pop()
+        if pid not in ours:
+            ours.add(pid)
+            pending += children.get(pid, [])
+    return HostSample(
+        time.monotonic_ns(),
+        os.cpu_count() or 1,
+        (idle + iowait) * _NS_PER_TICK,
+        steal * _NS_PER_TICK,
+        {pid: _cpu_ns(pid) for pid in ours},
+        {pid: _cpu_ns(pid) for pid in kernel},
+        _throttled(ours),
+    )
+
+
+def _cpu_ns(pid: int) -> int:
+    """CPU time of a process's threads; 0 if it is gone."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread has ended
+    return total
+
+
+def _throttled(pids: Iterable[int]) -> int:
+    """Throttled periods (``cpu.stat``) of the cpu cgroups of some processes, and of all groups above them."""
+    points: dict[str, Path] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split()[:3]
+        if kind == "cgroup2":
+            points.setdefault("", Path(left.split()[4]))
+        elif kind == "cgroup" and "cpu" in options.split(","):
+            points.setdefault("cpu", Path(left.split()[4]))
+    groups: set[Path] = set()
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we were looking
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            key = "cpu" if "cpu" in controllers.split(",") else controllers
+            if key in points:
+                inside = Path(path.lstrip("/"))
+                groups |= {points[key] / part for part in (inside, *inside.parents)}
+    total = 0
+    for group in groups:
+        try:
+            text = (group / "cpu.stat").read_text()
+        except FileNotFoundError:
+            continue  # no cpu controller there
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("nr_throttled "))
+    return total
+
+
+def host_shares(before: HostSample, after: HostSample) -> tuple[float, float]:
+    """Shares of all CPUs' time between two samples: withheld by the hypervisor, and used by foreign processes.
+
+    A process that began in between counts in full; one that ended in between counts as foreign, so ours must live
+    through the interval.
+    """
+    available = (after.at_ns - before.at_ns) * after.cpus
+
+    def used(name: str) -> int:
+        earlier, later = getattr(before, name), getattr(after, name)
+        return sum(max(0, value - earlier.get(pid, 0)) for pid, value in later.items())
+
+    steal = after.steal_ns - before.steal_ns
+    idle = after.idle_ns - before.idle_ns
+    foreign = available - idle - steal - used("ours_ns") - used("kernel_ns")
+    return steal / available, max(0.0, foreign / available)
+
+
+# ── the trial ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Instruments:
+    """The probes, attached once and kept over the trials of a sweep that use the same ones.
+
+    A trial without probes has none attached, so that its figures show what the probes cost the others.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._attached: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._session: probes.Session | None = None
+
+    def __enter__(self) -> Instruments:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        self._attached, self._session = None, None
+        self._stack.close()
+
+    def session(self, names: tuple[str, ...], dimensions: tuple[str, ...]) -> probes.Session | None:
+        """A session that follows nothing yet; None if no probe is wanted.
+
+        Raises:
+            probes.ProbeError: the probes can't be attached on this host.
+        """
+        if not names:
+            self.detach()
+            return None
+        if self._session is not None and self._attached == (names, dimensions):
+            try:
+                self._session.reset()
+                return self._session
+            except probes.ProbeError:
+                self.detach()
+        else:
+            self.detach()
+        self._session = self._stack.enter_context(probes.attach(list(names), dimensions=list(dimensions)))
+        self._attached = (names, dimensions)
+        return self._session
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running trial is: seconds of it that have passed, and that it takes."""
+
+    passed_s: float
+    total_s: float
+
+
+def run_trial(
+    trial: Trial,
+    attempt: int,
+    plan: Plan,
+    instruments: Instruments,
+    *,
+    limits: Limits,
+    reference_cpu: int,
+    baseline_p99_ns: float,
+    on_progress: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> tuple[TrialRecord, dict[str, pd.DataFrame]]:
+    """Run one trial.
+
+    Args:
+        trial: from the sweep's plan.
+        attempt: 0, or the number of the rerun.
+        plan: of its testbed on this host.
+        instruments: the probes, kept from trial to trial.
+        limits: beyond which it is void.
+        reference_cpu: where the reference thread runs, the same in all trials.
+        baseline_p99_ns: of the reference thread on the idle host.
+        on_progress: called about ten times a second.
+        stop: asked as often; true gives the trial up.
+
+    Returns:
+        Its record and its tables, for :func:`experiments.store.write_trial`.
+
+    Raises:
+        Interrupted: ``stop`` said so; the run has been taken down.
+        vcg.errors.VcgError: the run or the probes failed.
+    """
+    configuration = trial.configuration
+    warmup_ns, duration_ns = configuration.warmup_ns, configuration.duration_ns
+    total_ns = warmup_ns + duration_ns
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    records: dict[str, bytearray] = {d.name: bytearray() for d in plan.dimensions}
+
+    def drain() -> None:
+        for name, raw in run.drain().items():
+            records[name] += raw
+
+    with ExitStack() as stack:
+        session = instruments.session(configuration.probes, tuple(records))
+        run = stack.enter_context(Run(plan))
+        if session:
+            for name, pid in run.dimension_pids.items():
+                session.follow(pid, name)
+            for name, (major, minor) in run.loops.items():
+                session.watch_device(major, minor, name)
+        clockwork = stack.enter_context(reference.Reference(reference_cpu, total_ns / 1e9 + _MARGIN_S))
+        pids = [*run.dimension_pids.values(), *run.service_pids.values(), clockwork.pid]
+        os.sync()
+        before_probes = session.snapshot() if session else None
+        before = sample_host(pids)
+        start_ns = run.start()
+        end_ns = start_ns + total_ns
+        while (now := time.monotonic_ns()) < end_ns:
+            if stop():
+                raise Interrupted
+            time.sleep(min(DRAIN_S, (end_ns - now) / 1e9))
+            drain()
+            run.check()
+            on_progress(Progress(min(total_ns, time.monotonic_ns() - start_ns) / 1e9, total_ns / 1e9))
+        run.halt()
+        drain()
+        after = sample_host(pids)
+        samples = reference_rows(clockwork.stop(), start_ns, warmup_ns)
+        os.sync()
+        after_probes = session.snapshot() if session else None
+        statistics = run.statistics()
+        records_lost = sum(run.records_lost.values())
+
+    agreement: list[Any] = []
+    cost: list[dict[str, Any]] = []
+    lost = {"window records": records_lost}
+    histograms, counters = _no_rows("histograms"), _no_rows("counters")
+    if session and before_probes and after_probes:
+        delta = after_probes - before_probes
+        agreement = list(session.agreement(before_probes, after_probes))
+        lost |= delta.lost
+        cost = [asdict(row) for row in delta.cost]
+        histograms = _frame(histograms, [asdict(row) for row in delta.histograms])
+        counters = _frame(counters, [asdict(row) for row in delta.counters])
+
+    windows = window_rows(
+        {name: bytes(raw) for name, raw in records.items()}, plan.dimensions, start_ns, warmup_ns, duration_ns
+    )
+    steal_share, foreign_share = host_shares(before, after)
+    measured = samples.loc[~samples["warmup"], "lateness_ns"].to_numpy(dtype=float)
+    facts = HostFacts(
+        wall_ns=after.at_ns - before.at_ns,
+        steal_share=steal_share,
+        foreign_cpu_share=foreign_share,
+        throttled=max(0, after.throttled - before.throttled),
+        reference_p50_ns=stats.quantile(measured, 0.5).value,
+        reference_p99_ns=stats.quantile(measured, 0.99).value,
+        lost_events=sum(lost.values()),
+        disagreements=sum(row.agrees is False for row in agreement),
+    )
+    name = trial.id if attempt == 0 else f"{trial.id}-r{attempt}"
+    record = TrialRecord(
+        trial=name,
+        id=trial.id,
+        attempt=attempt,
+        configuration=configuration.id,
+        block=trial.block,
+        position=trial.position,
+        levels=dict(configuration.levels),
+        probes=list(configuration.probes),
+        dimensions=[
+            {
+                "name": d.name,
+                "index": d.index,
+                "role": d.role,
+                "storage": d.storage,
+                "harmonic": d.harmonic,
+                "period_ns": d.period_ns,
+            }
+            for d in plan.dimensions
+        ],
+        started_at=started_at,
+        start_ns=start_ns,
+        warmup_ns=warmup_ns,
+        duration_ns=duration_ns,
+        void_reasons=void_reasons(facts, limits, baseline_p99_ns),
+        facts=asdict(facts),
+        lost=lost,
+        agreement=[asdict(row) for row in agreement],
+        probe_cost=cost,
+        statistics=statistics,
+    )
+    tables = {"windows": windows, "histograms": histograms, "counters": counters, "reference": samples}
+    for frame in tables.values():
+        frame["trial"] = name
+    return record, tables
+
+
+def _no_rows(table: str) -> pd.DataFrame:
+    return pd.DataFrame({c.name: [] for c in TABLES[table] if c.name != "trial"})
+
+
+def _frame(empty: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=empty.columns) if rows else empty
+
+
+def measure_baseline(cpu: int, seconds: float) -> float:
+    """p99 lateness of the reference thread alone, in ns, before anything of ours runs.
+
+    Raises:
+        TrialError: too few samples for a p99.
+    """
+    with reference.Reference(cpu, seconds + _MARGIN_S) as clockwork:
+        time.sleep(seconds)
+        rows = reference_rows(clockwork.stop(), 0, 0)
+    found = stats.quantile(rows["lateness_ns"].to_numpy(dtype=float), 0.99)
+    if found.reason:
+        raise TrialError(f"reference thread on cpu {cpu}: no p99 in {seconds:g} s ({found.reason}); try again")
+    return found.value

@@ -1,0 +1,113 @@
+"""Each benchmark, as short as it gets: it gives its figures, and leaves nothing. How large they are is not asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from experiments.bench import cyclictest, edge, native, probe, rtd, runtime, up
+from experiments.bench.cli import BENCHMARKS, bench
+from experiments.bench.figures import Comparison
+from vcg.errors import HostError
+from vcg.run import Run
+
+pytestmark = pytest.mark.usefixtures("root")
+
+
+def quiet(arm: str) -> None:
+    """Progress that nobody watches."""
+    assert arm
+
+
+def test_cyclictest_measures_every_period() -> None:
+    assert cyclictest.run(0, 90, 1_000_000, 0.2).total == 200
+
+
+def test_cyclictest_that_fails_is_reported() -> None:
+    with pytest.raises(HostError, match="exit code"):
+        cyclictest.run(4095, 90, 1_000_000, 0.1)
+
+
+def test_the_clock_stands_beside_cyclictest() -> None:
+    p50, p99, skipped = rtd.measure(1, 0.5, quiet)
+    assert isinstance(p50, Comparison)
+    assert isinstance(p99, Comparison)
+    assert [figure.name for figure in (p50, p99, skipped)] == [
+        "rtd_lateness_p50",
+        "rtd_lateness_p99",
+        "rtd_skipped_share",
+    ]
+    assert 0 < p50.value <= p99.value
+    assert 0 < p50.peer_value <= p99.peer_value
+
+
+def test_the_c_program_wakes_every_waiter_at_every_edge(tmp_path: Path) -> None:
+    plan = runtime.plan_of("edge", tmp_path)
+    late_ns = edge.peer(native.build("edge", tmp_path), plan, 0.3)
+    assert 0 < late_ns < float("inf")
+
+
+def test_nine_dimensions_stand_beside_the_c_program() -> None:
+    figures = edge.measure(1, 0.5, quiet)
+    assert [figure.name for figure in figures] == [
+        "edge_lateness_p50",
+        "edge_lateness_probed_p50",
+        "edge_lateness_staggered_p50",
+    ]
+    assert all(isinstance(figure, Comparison) and 0 < figure.peer_value < float("inf") for figure in figures)
+
+
+def test_bringing_up_is_timed_on_both_sides() -> None:
+    (figure,) = up.measure(1, 0.0, quiet)
+    assert isinstance(figure, Comparison)
+    assert figure.value > 0
+    assert figure.peer_value > 0
+
+
+def test_a_shell_that_fails_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
+    plan = runtime.plan_of("default", tmp_path)
+    (tmp_path / "d4").touch()  # where a directory is to be made
+    with pytest.raises(HostError, match="d4"):
+        up.peer(plan, tmp_path)
+    assert not list(tmp_path.glob("*.img"))
+
+
+def test_every_probe_has_a_cost_per_event_while_the_default_testbed_runs(tmp_path: Path) -> None:
+    costs = probe.event_costs_ns(Run(runtime.plan_of("default", tmp_path)), 0.5)
+    assert costs.keys() == set(runtime.PROBES)
+    assert min(costs.values()) > 0
+
+
+def test_a_round_trip_is_timed_with_a_probe_and_without(tmp_path: Path) -> None:
+    program = native.build("pingpong", tmp_path)
+    assert probe.bare_round_trip_ns(program) > 0
+    assert probe.probed_round_trip_ns(program, "sched") > 0
+
+
+def test_the_command_prints_one_object() -> None:
+    app = Typer()
+    app.command()(bench)
+    result = CliRunner().invoke(app, ["up", "--runs", "1", "--json"])
+    assert result.exit_code == 0
+    printed = json.loads(result.stdout)
+    assert (printed["bench"], printed["runs"]) == ("up", 1)
+    assert {"kernel", "cpu_model", "cpus", "date"} <= printed["host"].keys()
+    assert {"name", "value", "unit", "low", "high", "peer", "peer_value", "ratio"} <= printed["figures"][0].keys()
+
+
+def test_the_command_lists_the_benchmarks() -> None:
+    app = Typer()
+    app.command()(bench)
+    listed = CliRunner().invoke(app, ["--list"]).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(BENCHMARKS)
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], [], ["up", "--seconds", "3"]])
+def test_what_cannot_be_run_is_refused(arguments: list[str]) -> None:
+    app = Typer()
+    app.command()(bench)
+    assert CliRunner().invoke(app, arguments).exit_code == 2

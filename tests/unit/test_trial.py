@@ -1,0 +1,174 @@
+"""Trials: rows from records, facts of the host, and reasons why a trial does not count."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import store, trial
+from experiments.plan import Limits
+from experiments.trial import HostFacts, HostSample, TrialError, void_reasons, window_rows
+from vcg import config, shm
+from vcg import plan as testbed_plan
+from vcg.plan import DimensionPlan, HostShape
+from vcg.shm import Outcome
+
+ROOT = Path(__file__).parents[2]
+START_NS = 7_000_000_000
+DIMENSION = testbed_plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0})).dimensions[1]
+QUIET = HostFacts(10**9, 0.0, 0.0, 0, 15e3, 30e3, 0, 0)
+
+
+def record(dimension: DimensionPlan, window: int, outcome: Outcome, lateness_ns: int = 1000) -> list[int]:
+    planned = START_NS + math.floor(Fraction(*dimension.phase) + window * Fraction(*dimension.period))
+    entered = outcome in (Outcome.DONE, Outcome.OVERRUN)
+    entry = planned + lateness_ns if entered else 0
+    fields = {
+        "window": window,
+        "outcome": outcome,
+        "planned_ns": planned,
+        "wake_ns": entry,
+        "entry_ns": entry,
+        "finish_ns": entry,
+        "budget_ns": 5000,
+        "used_ns": 100,
+    }
+    return [int(fields.get(name, 0)) for name in shm.WINDOW.fields]
+
+
+def rows_of(records: list[list[int]], duration_ns: int, warmup_ns: int = 0) -> object:
+    raw = np.array(records, dtype=np.int64).tobytes()
+    return window_rows({DIMENSION.name: raw}, [DIMENSION], START_NS, warmup_ns, duration_ns)
+
+
+# ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@given(
+    period=st.fractions(Fraction(1000), Fraction(10**8), max_denominator=5000),
+    place=st.fractions(0, Fraction(8, 9), max_denominator=9),
+    duration_ns=st.integers(1, 10**9),
+)
+def test_planned_windows_are_those_before_the_end(period: Fraction, place: Fraction, duration_ns: int) -> None:
+    phase = period * place
+    dimension = replace(
+        DIMENSION,
+        period=(period.numerator, period.denominator),
+        phase=(phase.numerator, phase.denominator),
+    )
+    count = trial.planned_count(dimension, duration_ns)
+    assert phase + count * period >= duration_ns
+    assert count == 0 or phase + (count - 1) * period < duration_ns
+    few = trial.planned_ns(dimension, min(count, 50), START_NS)
+    assert list(few) == [START_NS + math.floor(phase + n * period) for n in range(len(few))]
+
+
+@given(st.data())
+def test_every_planned_window_has_one_row(data: st.DataObject) -> None:
+    duration_ns = 100_000_000
+    count = trial.planned_count(DIMENSION, duration_ns)
+    numbers = data.draw(st.lists(st.integers(0, count + 5), unique=True))
+    outcomes = {n: data.draw(st.sampled_from(list(Outcome))) for n in numbers}
+    frame = rows_of([record(DIMENSION, n, o) for n, o in outcomes.items()] or [[0] * 0], duration_ns)
+    assert list(frame["window"]) == list(range(count))
+    expected = [outcomes[n].name.lower() if n in outcomes else "unrecorded" for n in range(count)]
+    assert list(frame["outcome"]) == expected
+    entered = frame["outcome"].isin(["done", "overrun"])
+    assert (frame["lateness_ns"].notna() == entered).all()
+    assert (frame["entry_ns"].notna() == entered).all()
+    assert (frame.loc[entered, "lateness_ns"] == 1000).all()
+
+
+def test_rows_fit_the_declared_table() -> None:
+    frame = rows_of([record(DIMENSION, 0, Outcome.DONE)], 50_000_000, warmup_ns=10_000_000)
+    table = store.to_arrow("windows", frame.assign(trial="t"))
+    assert table.num_rows == len(frame)
+    assert table.schema.field("lateness_ns").metadata[b"unit"] == b"ns"
+
+
+def test_the_warm_up_ends_at_its_time() -> None:
+    frame = rows_of([], 60_000_000, warmup_ns=30_000_000)
+    assert (frame["warmup"] == (frame["planned_ns"] < START_NS + 30_000_000)).all()
+    assert frame["warmup"].any()
+    assert not frame["warmup"].all()
+
+
+def test_a_window_recorded_twice_is_an_error() -> None:
+    twice = [record(DIMENSION, 3, Outcome.DONE), record(DIMENSION, 3, Outcome.MISSED)]
+    with pytest.raises(TrialError, match="window 3 was recorded twice"):
+        rows_of(twice, 100_000_000)
+
+
+def test_a_window_recorded_at_another_time_than_planned_is_an_error() -> None:
+    wrong = record(DIMENSION, 3, Outcome.DONE)
+    wrong[shm.WINDOW.at("planned_ns")] += 1
+    with pytest.raises(TrialError, match="window 3 was recorded at"):
+        rows_of([wrong], 100_000_000)
+
+
+# ── void ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_quiet_trial_counts() -> None:
+    assert void_reasons(QUIET, Limits(), 20e3) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"steal_share": 0.021}, "hypervisor"),
+        ({"foreign_cpu_share": 0.11}, "foreign"),
+        ({"throttled": 1}, "quota"),
+        ({"reference_p99_ns": 1_000_001.0}, "1000 us"),
+        ({"reference_p99_ns": 401e3}, "times that of the idle host"),
+        ({"lost_events": 1}, "lost"),
+        ({"disagreements": 1}, "oracle"),
+    ],
+)
+def test_each_limit_voids_a_trial_by_name(change: dict[str, float], word: str) -> None:
+    reasons = void_reasons(replace(QUIET, **change), Limits(), 20e3)
+    assert any(word in reason for reason in reasons)
+
+
+def test_limits_themselves_are_still_allowed() -> None:
+    limits = Limits()
+    at_limit = replace(
+        QUIET,
+        steal_share=limits.steal_share,
+        foreign_cpu_share=limits.foreign_cpu_share,
+        reference_p99_ns=float(limits.reference_p99_ns),
+    )
+    assert void_reasons(at_limit, limits, 1e6) == []
+
+
+def test_the_reference_thread_imports_the_standard_library_alone() -> None:
+    code = "import sys, experiments.reference; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {"numpy", "pandas", "pydantic", "typer", "rich"} & set(loaded.split())
+
+
+# ── the host ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def sample(at_ns: int, idle_ns: int, steal_ns: int, ours: dict[int, int], kernel: dict[int, int]) -> HostSample:
+    return HostSample(at_ns, 2, idle_ns, steal_ns, ours, kernel, 0)
+
+
+def test_what_is_neither_idle_nor_ours_nor_the_kernels_is_foreign() -> None:
+    before = sample(0, 0, 0, {10: 500, 11: 100}, {2: 50})
+    after = sample(1000, 900, 100, {10: 900, 11: 100, 12: 200}, {2: 150})
+    steal, foreign = trial.host_shares(before, after)
+    assert steal == pytest.approx(100 / 2000)
+    assert foreign == pytest.approx((2000 - 900 - 100 - 600 - 100) / 2000)
+
+
+def test_the_running_host_is_sampled() -> None:
+    first = trial.sample_host([])
+    second = trial.sample_host([])
+    steal, foreign = trial.host_shares(first, second)
+    assert second.at_ns > first.at_ns
+    assert 0 <= steal <= 1
+    assert 0 <= foreign <= 1
