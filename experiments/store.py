@@ -81,6 +81,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("budget_ns", _NS, "ns", "CPU time that the token granted"),
         Column("used_ns", _NS, "ns", "CPU time used from the end of the window before to the end of this one"),
         Column("expires_ns", _NS, "ns", "when the token became void, CLOCK_MONOTONIC"),
+        Column(
+            "cause",
+            _NAME,
+            "",
+            "why a window was missed: busy (still inside an earlier one), late (on the CPU when it was over), no_token",
+        ),
         Column("phase_ppb", _COUNT, "1e-9", "position of the edge in the base window"),
     ),
     "histograms": (

@@ -173,6 +173,7 @@ def _dimension_rows(
     recorded[found["window"]] = True
     names = {int(outcome): outcome.name.lower() for outcome in shm.Outcome}
     outcome = [names[int(o)] if seen else "unrecorded" for o, seen in zip(rows["outcome"], recorded, strict=True)]
+    causes = {int(cause): cause.name.lower() for cause in shm.Cause}
     entered = pd.Series(outcome).isin(stats.ENTERED).to_numpy()
 
     def nullable(values: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> pd.Series:
@@ -192,6 +193,7 @@ def _dimension_rows(
             "budget_ns": rows["budget_ns"],
             "used_ns": rows["used_ns"],
             "expires_ns": nullable(rows["expires_ns"], rows["expires_ns"] > 0),
+            "cause": [causes[int(c)] if o == "missed" else None for c, o in zip(rows["cause"], outcome, strict=True)],
             "phase_ppb": rows["phase_ppb"],
         }
     )

@@ -23,7 +23,7 @@ from typing import Any
 from vcg import shm
 from vcg.linux import clock, futex
 from vcg.plan import DimensionPlan
-from vcg.shm import Outcome, Phase
+from vcg.shm import Cause, Outcome, Phase
 
 _cpu_ns = time.process_time_ns
 
@@ -123,7 +123,8 @@ class Dimension:
         windows_at, window_slots, window_words = shm.WINDOWS_AT, shm.WINDOW_SLOTS - 1, shm.WINDOW_WORDS
         now_ns, finish = clock.now_ns, int(Phase.FINISH)
         done, overrun, missed = int(Outcome.DONE), int(Outcome.OVERRUN), int(Outcome.MISSED)
-        window, token, head, last = Window(), Token(), status[head_at], -1
+        late, no_token = int(Cause.LATE), int(Cause.NO_TOKEN)
+        window, token, head, last, finish_ns = Window(), Token(), status[head_at], -1, 0
         window.token = token
         cpu_before_ns = _cpu_ns()
 
@@ -141,11 +142,12 @@ class Dimension:
             if ticks[at] != number:
                 continue  # the RTD has gone round the ring since: look again
             if number != last + 1:
-                head = self._record_gap(head, last + 1, number, published)
+                head = self._record_gap(head, last + 1, number, published, finish_ns)
             last = number
 
             at = tokens_at + (number & token_slots) * token_words
-            if tokens[at] == number and tokens[at + 1] == epoch and wake_ns < tokens[at + 4]:
+            has_token = tokens[at] == number and tokens[at + 1] == epoch
+            if has_token and wake_ns < tokens[at + 4]:
                 window.number = number
                 window.planned_ns = planned_ns
                 window._phase_ppb = phase_ppb
@@ -160,10 +162,10 @@ class Dimension:
                 cpu_ns = _cpu_ns()
                 used_ns = cpu_ns - cpu_before_ns
                 cpu_before_ns = cpu_ns
-                outcome = overrun if finish_ns > expires_ns or used_ns > budget_ns else done
+                outcome, cause = overrun if finish_ns > expires_ns or used_ns > budget_ns else done, 0
             else:
                 entry_ns = finish_ns = budget_ns = expires_ns = used_ns = 0
-                outcome = missed
+                outcome, cause = missed, late if has_token else no_token
 
             at = windows_at + (head & window_slots) * window_words
             status[at] = number
@@ -177,10 +179,11 @@ class Dimension:
             status[at + 8] = used_ns
             status[at + 9] = expires_ns
             status[at + 10] = phase_ppb
+            status[at + 11] = cause
             head += 1
             status[head_at] = head
 
-    def _record_gap(self, head: int, first: int, end: int, published: int) -> int:
+    def _record_gap(self, head: int, first: int, end: int, published: int, busy_until_ns: int) -> int:
         """Leave a record for every window that went by unentered; returns the new head.
 
         ``published`` is the history that came with window ``end``: bit k stands for window ``end - k``. Beyond its 62
@@ -192,13 +195,15 @@ class Dimension:
         for number in range(first, end):
             back = end - number
             skipped = back < 62 and not published >> back & 1
+            planned_ns = start_ns + int(phase + number * period)
             at = shm.WINDOWS_AT + head % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
             status[at] = number
             status[at + 1] = self._epoch
             status[at + 2] = Outcome.SKIPPED if skipped else Outcome.MISSED
-            status[at + 3] = start_ns + int(phase + number * period)
-            for field in range(4, shm.WINDOW_WORDS):
+            status[at + 3] = planned_ns
+            for field in range(4, 11):
                 status[at + field] = 0
+            status[at + 11] = 0 if skipped else Cause.BUSY if planned_ns < busy_until_ns else Cause.LATE
             head += 1
         status[shm.STATUS_HEADER.at("head")] = head
         return head

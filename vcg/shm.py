@@ -83,9 +83,21 @@ class Outcome(IntEnum):
     OVERRUN = 1
     """Entered, but finished after its token had expired or used more than its budget."""
     MISSED = 2
-    """Its edge was published, but the dimension was still busy with an earlier window, or held no token."""
+    """Its edge was published, but it was not entered; its :class:`Cause` says why."""
     SKIPPED = 3
     """The RTD woke so late that a newer edge of the same dimension had passed: never published."""
+
+
+class Cause(IntEnum):
+    """Why a window was missed."""
+
+    NONE = 0
+    BUSY = 1
+    """The dimension was still inside an earlier window: the workload's own doing."""
+    LATE = 2
+    """It waited for the edge, but got the CPU only when the window was over."""
+    NO_TOKEN = 3
+    """It was there in time, and found no token."""
 
 
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,13 +182,13 @@ WINDOW = Record(
         "used_ns",
         "expires_ns",
         "phase_ppb",
-        "reserved",
+        "cause",
     )
 )
 """One window as its dimension lived it. Times are CLOCK_MONOTONIC; 0 where it did not come to that.
 
 ``wake_ns`` is the first instruction after the futex, ``entry_ns`` the last before the workload's code; ``used_ns`` the
-process's CPU time from the end of the window before to the end of this one.
+process's CPU time from the end of the window before to the end of this one; ``cause`` tells why it was missed.
 """
 WINDOWS_AT = PAGE // WORD
 WINDOW_WORDS = 12

@@ -22,12 +22,13 @@ from vcg import histogram, shm
 from vcg.plan import DimensionPlan, Plan
 from vcg.quantities import format_duration, show_duration
 from vcg.run import Run
-from vcg.shm import Outcome
+from vcg.shm import Cause, Outcome
 
 REDRAW_PER_S = 2
 _DRAIN_S = 0.1
 
 _OUTCOME, _PLANNED = shm.WINDOW.at("outcome"), shm.WINDOW.at("planned_ns")
+_CAUSE = shm.WINDOW.at("cause")
 _ENTRY, _BUDGET, _USED = shm.WINDOW.at("entry_ns"), shm.WINDOW.at("budget_ns"), shm.WINDOW.at("used_ns")
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 
@@ -37,6 +38,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.outcomes = dict.fromkeys(Outcome, 0)
+        self.causes = dict.fromkeys(Cause, 0)
         self.lateness: dict[int, int] = {}
         self.budget_ns = self.used_ns = 0
         self.lateness_max_ns = 0
@@ -47,6 +49,7 @@ class Tally:
         for at in range(0, len(words), shm.WINDOW_WORDS):
             outcome = Outcome(words[at + _OUTCOME])
             self.outcomes[outcome] += 1
+            self.causes[Cause(words[at + _CAUSE])] += 1
             if outcome in (Outcome.DONE, Outcome.OVERRUN):
                 lateness_ns = max(0, words[at + _ENTRY] - words[at + _PLANNED])
                 bucket = histogram.bucket_of(lateness_ns)
@@ -67,11 +70,13 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """The tally as plain data; names carry the units."""
         counts = {outcome.name.lower(): count for outcome, count in self.outcomes.items()}
+        causes = {f"missed_{cause.name.lower()}": self.causes[cause] for cause in Cause if cause is not Cause.NONE}
         quantiles = {f"lateness_{name}_ns": self.lateness_ns(share) for name, share in QUANTILES.items()}
         worst = {"lateness_max_ns": self.lateness_max_ns if self.lateness else None}
         return {
             "windows": self.windows,
             **counts,
+            **causes,
             **quantiles,
             **worst,
             "budget_ns": self.budget_ns,
@@ -161,12 +166,18 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             "resident_bytes_before": before["resident_bytes"],
         }
     spent_ns = sum(after["cpu_ns"][name] - before["cpu_ns"][name] for name in ("rtd", "orchestrator"))
+    missed = {cause: sum(tally.causes[cause] for tally in watch.tallies.values()) for cause in Cause}
     cpu_share = result["clock_cpu_share"] = spent_ns / ticked_ns
     if not quiet:
         console.print(
             f"\n{plan.name}: up in {up_s:.2f} s, ticked for {show_duration(ticked_ns)}; {result['rtd']['head']} ticks, "
             f"RTD and orchestrator together {cpu_share:.1%} of one CPU"
         )
+        if sum(missed.values()) > missed[Cause.NONE]:
+            console.print(
+                f"missed: {missed[Cause.BUSY]} still busy with an earlier window, {missed[Cause.LATE]} on the CPU too "
+                f"late, {missed[Cause.NO_TOKEN]} without a token"
+            )
     return interrupted, result
 
 

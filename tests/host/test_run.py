@@ -21,7 +21,7 @@ from vcg.errors import RunError
 from vcg.linux import loop, mount, numa
 from vcg.plan import Plan
 from vcg.run import Run
-from vcg.shm import Outcome
+from vcg.shm import Cause, Outcome
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -45,7 +45,7 @@ class Row(NamedTuple):
     used_ns: int
     expires_ns: int
     phase_ppb: int
-    reserved: int
+    cause: int
 
 
 @pytest.fixture
@@ -138,6 +138,7 @@ def test_a_dimension_that_oversleeps_misses_windows_and_says_so(resolve: Callabl
     assert len(overruns) >= len(mine) // 20
     assert len(missed) >= 2 * (len(overruns) - 1)
     assert all(row.entry_ns == 0 and row.planned_ns > 0 for row in missed)
+    assert sum(row.cause == Cause.BUSY for row in missed) >= 2 * (len(overruns) - 1)
 
 
 def test_a_run_can_be_repeated_and_begins_anew(resolve: Callable[..., Plan]) -> None:
