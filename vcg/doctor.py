@@ -399,7 +399,7 @@ def check_floor(state_root: Path, *, measure_again: bool) -> Check:
     else:
         at = next(m for m in measured.measurements if m.period_ns == measured.floor_ns)
         found = (
-            f"{measured.floor_ns / 1000:.0f} us (p99 wake lateness {at.lateness_p99_ns / 1000:.0f} us,"
+            f"{measured.floor_ns / 1000:.0f} us (p99 lateness {at.lateness_p99_ns / 1000:.0f} us,"
             f" {at.cpu_share:.0%} of a CPU), measured {measured.date}"
         )
     return Check("window floor", measured.floor_ns is not None, found, "refusing windows that can't be kept", fix, True)

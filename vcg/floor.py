@@ -54,7 +54,8 @@ class Alone:
         edges: that passed, published or not.
         skipped: edges that were passed over because it woke too late.
         cpu_share: of one CPU that the loop used.
-        lateness_ns: for each publication, from the edge that it slept for to its first instruction after it.
+        lateness_ns: for each tick, from the edge that it waited for to its publication.
+        timer_late_ns: for each tick, from the time that its timer was set for to its waking.
     """
 
     period_ns: int
@@ -62,6 +63,7 @@ class Alone:
     skipped: int
     cpu_share: float
     lateness_ns: list[int]
+    timer_late_ns: list[int]
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def choose(measurements: Sequence[Measurement]) -> int | None:
     """The floor: the shortest period, in ns, at which the RTD
 
     - skips fewer than 0.1 % of the edges,
-    - has a p99 wake lateness under half the period, and
+    - has a p99 lateness under half the period, and
     - uses under half of one CPU.
 
     None if that holds for no period.
@@ -211,7 +213,7 @@ def run_alone(period_ns: int, seconds: float, cpu: int, priority: int = PRIORITY
             if announced:
                 with open(f"/proc/{process.pid}/fd/{int(announced)}", "rb") as region:  # noqa: PTH123 (a descriptor)
                     ticks = shm.attach(region.fileno())
-                lateness_ns, skipped = _follow(ticks, period_ns, process)
+                lateness_ns, timer_late_ns, skipped = _follow(ticks, period_ns, process)
             process.stdin.close()  # it may go
             last_words = process.stderr.read().decode().strip()
             if process.wait() != 0:
@@ -220,17 +222,20 @@ def run_alone(period_ns: int, seconds: float, cpu: int, priority: int = PRIORITY
             process.kill()
             raise
     cpu_share = ticks[_LOOP_CPU_AT] / (edges * period_ns)
-    return Alone(period_ns, edges - _WARM_UP_EDGES, skipped, cpu_share, lateness_ns)
+    return Alone(period_ns, edges - _WARM_UP_EDGES, skipped, cpu_share, lateness_ns, timer_late_ns)
 
 
-def _follow(ticks: memoryview, period_ns: int, process: subprocess.Popen[bytes]) -> tuple[list[int], int]:
-    """Read the ring until the loop has ended; lateness and skipped edges, without the warm-up.
+def _follow(ticks: memoryview, period_ns: int, process: subprocess.Popen[bytes]) -> tuple[list[int], list[int], int]:
+    """Read the ring until the loop has ended; lateness, that of the timer, and skipped edges, without the warm-up.
 
     A tick that merged edges names the newest of them; its lateness counts from the first, the one it slept for.
     """
-    planned_at, actual_at, skipped_at = (shm.TICK.at(name) for name in ("planned_ns", "actual_ns", "skipped"))
+    planned_at, actual_at, skipped_at, timer_at = (
+        shm.TICK.at(name) for name in ("planned_ns", "actual_ns", "skipped", "timer_late_ns")
+    )
     first_ns = ticks[shm.TICKS_HEADER.at("start_ns")] + _WARM_UP_EDGES * period_ns
-    lateness_ns, skipped, taken, ended = [], 0, 0, False
+    lateness_ns, timer_late_ns = list[int](), list[int]()
+    skipped, taken, ended = 0, 0, False
     while not ended:
         time.sleep(_POLL_S)
         ended = ticks[_LOOP_CPU_AT] > 0 or process.poll() is not None
@@ -244,8 +249,9 @@ def _follow(ticks: memoryview, period_ns: int, process: subprocess.Popen[bytes])
             if slept_for_ns >= first_ns:
                 skipped += passed_over
                 lateness_ns.append(ticks[at + actual_at] - slept_for_ns)
+                timer_late_ns.append(ticks[at + timer_at])
         taken = head
-    return lateness_ns, skipped
+    return lateness_ns, timer_late_ns, skipped
 
 
 def main(arguments: list[str]) -> None:

@@ -123,8 +123,11 @@ EDGE_SLOTS = 8
 EDGES_AT = PAGE // WORD
 EDGE_WORDS = 4
 
-TICK = Record(("sequence", "planned_ns", "actual_ns", "due", "skipped"))
-"""One publication: the edge, when the RTD really woke, the set of due dimensions, windows skipped just before it."""
+TICK = Record(("sequence", "planned_ns", "actual_ns", "due", "skipped", "timer_late_ns"))
+"""One publication: the edge, when it was really published, the set of due dimensions, windows skipped just before it.
+
+``timer_late_ns`` is from the time for which the RTD had set its timer (a little before the edge) to its waking.
+"""
 TICK_SLOTS = 4096
 TICKS_AT = EDGES_AT + MAX_DIMENSIONS * EDGE_SLOTS * EDGE_WORDS
 TICK_WINDOWS_AT = 8

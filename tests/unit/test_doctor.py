@@ -40,7 +40,7 @@ def test_the_floor_is_the_shortest_sustained_period(sustained: dict[int, bool]) 
 
 
 def test_percentiles_are_taken_over_the_publications() -> None:
-    alone = floor.Alone(1_000_000, 101, 1, 0.25, list(range(101)))
+    alone = floor.Alone(1_000_000, 101, 1, 0.25, list(range(101)), [0] * 101)
     assert Measurement.of(alone) == Measurement(1_000_000, 101, 1, 50.0, 99.0, 0.25)
 
 
