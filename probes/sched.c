@@ -1,7 +1,7 @@
 /* From a task's wakeup, or from its being preempted, to its next instant on a CPU. See sched.py. */
 
 #define KINDS 1
-#define TASK_FIELDS u64 queued_ns, queued_clock_ns, latency_ns, delay_ns, waits;
+#define TASK_FIELDS u64 queued_ns, queued_clock_ns, queued_open_ns, latency_ns, delay_ns, open_ns, waits;
 
 #include "lost.h"
 #include "histogram.h"
@@ -36,6 +36,7 @@ static inline void woken(u64 now_ns, u32 tid, int priority, u32 cpu)
     if (task && !task->queued_ns) {
         task->queued_ns = now_ns;
         task->queued_clock_ns = now_ns;
+        task->queued_open_ns = 0;
     }
 }
 
@@ -62,6 +63,7 @@ TRACEPOINT_PROBE(sched, sched_switch)
     if (task) {
         task->queued_ns = runnable ? now_ns : 0;
         task->queued_clock_ns = clock_ns;
+        task->queued_open_ns = now_ns - clock_ns;
     }
 
     task = task_of(args->next_pid);
@@ -73,6 +75,7 @@ TRACEPOINT_PROBE(sched, sched_switch)
             task->latency_ns += latency_ns;
             if (clock_ns > task->queued_clock_ns)
                 task->delay_ns += clock_ns - task->queued_clock_ns;
+            task->open_ns += now_ns - clock_ns + task->queued_open_ns;
             task->queued_ns = 0;
             record(task->dimension, 0, latency_ns);
         }

@@ -84,14 +84,25 @@ def test_migrations_are_equal_but_for_events_that_the_kernel_missed(ours: int, m
     assert row.agrees is agrees
 
 
-@pytest.mark.parametrize(("ours_ns", "agrees"), [(1_000_000_000, True), (1_021_000_000, True), (1_030_000_000, False)])
-def test_run_delay_agrees_within_two_percent_and_a_microsecond_a_wait(ours_ns: int, agrees: bool) -> None:
-    def task(delay_ns: int, waits: int, oracle_ns: int) -> dict[str, Reading]:
-        oracle = {"delay_ns": oracle_ns, "waits": waits}
-        return {"7": Reading("d1", 1, {"delay_ns": delay_ns, "waits": waits}, oracle, {})}
+@pytest.mark.parametrize(
+    ("ours_ns", "open_ns", "agrees"),
+    [
+        (1_000_000_000, 0, True),
+        (1_020_500_000, 0, True),
+        (1_020_500_001, 0, False),
+        (979_500_000 - 5_000_000, 5_000_000, True),
+        (979_500_000 - 5_000_001, 5_000_000, False),
+    ],
+)
+def test_run_delay_agrees_within_two_percent_half_a_microsecond_a_wait_and_what_is_open(
+    ours_ns: int, open_ns: int, agrees: bool
+) -> None:
+    def task(delay_ns: int, open_ns: int, waits: int, oracle_ns: int) -> dict[str, Reading]:
+        measured = {"delay_ns": delay_ns, "open_ns": open_ns, "waits": waits}
+        return {"7": Reading("d1", 1, measured, {"delay_ns": oracle_ns, "waits": waits}, {})}
 
-    before = snapshot(10, task(0, 0, 0), probe="sched")
-    after = snapshot(30, task(ours_ns, 1000, 1_000_000_000), probe="sched")
+    before = snapshot(10, task(0, 0, 0, 0), probe="sched")
+    after = snapshot(30, task(ours_ns, open_ns, 1000, 1_000_000_000), probe="sched")
     rows = {row.quantity: row for row in Sched.agreement(before, after)}
     assert rows["run_delay_ns"].agrees is agrees
     assert rows["waits"].agrees is True
@@ -99,7 +110,9 @@ def test_run_delay_agrees_within_two_percent_and_a_microsecond_a_wait(ours_ns: i
 
 def test_waits_that_nobody_saw_are_a_disagreement() -> None:
     def task(waits: int, oracle: int) -> dict[str, Reading]:
-        return {"7": Reading("d1", 1, {"delay_ns": 0, "waits": waits}, {"delay_ns": 0, "waits": oracle}, {})}
+        return {
+            "7": Reading("d1", 1, {"delay_ns": 0, "open_ns": 0, "waits": waits}, {"delay_ns": 0, "waits": oracle}, {})
+        }
 
     rows = Sched.agreement(snapshot(10, task(0, 0), probe="sched"), snapshot(30, task(950, 1000), probe="sched"))
     assert {row.quantity: row.agrees for row in rows}["waits"] is False
