@@ -19,11 +19,11 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcg.linux import bpf, loop
+from vcg.linux import bpf, loop, mount
 
 CGROUP_PREFIX = "vcg-"
 PROCESS_PREFIX = "vcg:"
@@ -82,45 +82,20 @@ def is_under(path: str, root: Path) -> bool:
     return Path(path.removesuffix(_DELETED)).is_relative_to(root)
 
 
-@dataclass(frozen=True)
-class Mount:
-    """One line of mountinfo: the kernel's id (unique across namespaces), where, and what."""
-
-    identifier: int
-    point: str
-    fstype: str
-    source: str
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """Mount points, types and sources (proc_pid_mountinfo(5)); octal escapes of blanks are undone."""
-    mounts = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fstype, source = right.split(" ")[:2]
-        fields = left.split(" ")
-        mounts.append(Mount(int(fields[0]), _unescape(fields[4]), fstype, _unescape(source)))
-    return mounts
-
-
 def mounts(mount_root: Path, loop_devices: set[str]) -> Iterator[Leftover]:
     """Mounts below the mount root, or of the given devices, in the mount namespace of any process."""
     seen = set()
     for pid in _pids():
-        for mount in parse_mountinfo(_read_or_gone(Path(f"/proc/{pid}/mountinfo"))):
-            ours = is_under(mount.point, mount_root) or mount.source in loop_devices
-            if ours and mount.identifier not in seen:
-                seen.add(mount.identifier)
-                yield Leftover("mount", mount.point, f"{mount.fstype} {mount.source}, seen by pid {pid}")
+        for entry in _mounts_or_gone(pid):
+            ours = is_under(str(entry.point), mount_root) or entry.source in loop_devices
+            if ours and entry.identifier not in seen:
+                seen.add(entry.identifier)
+                yield Leftover("mount", str(entry.point), f"{entry.fstype} {entry.source}, seen by pid {pid}")
 
 
 def cgroups() -> Iterator[Leftover]:
     """The topmost cgroups of ours in every mounted hierarchy."""
-    hierarchies = {
-        mount.point
-        for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_text())
-        if mount.fstype in ("cgroup", "cgroup2")
-    }
+    hierarchies = {entry.point for entry in mount.mounts() if entry.fstype in ("cgroup", "cgroup2")}
     for hierarchy in hierarchies:
         for directory, children, _ in os.walk(hierarchy):
             for child in [child for child in children if child.startswith(CGROUP_PREFIX)]:
@@ -214,6 +189,11 @@ def _read_or_gone(path: Path) -> str:
         raise
 
 
-def _unescape(path: str) -> str:
-    escape: Callable[[re.Match[str]], str] = lambda match: chr(int(match[1], 8))  # noqa: E731
-    return re.sub(r"\\([0-7]{3})", escape, path)
+def _mounts_or_gone(pid: str) -> list[mount.Mount]:
+    """A process's mounts; none if it ended meanwhile."""
+    try:
+        return mount.mounts(pid)
+    except OSError as error:
+        if _is_gone(error):
+            return []
+        raise

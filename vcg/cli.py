@@ -90,8 +90,13 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except VcgError as error:
-            print(error, file=sys.stderr)
+            print("\n".join([str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+        except OSError as error:  # the host says no: a full disk, a missing right
+            if error.filename is None:
+                raise
+            print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt
 
@@ -195,7 +200,7 @@ _RUN_EXAMPLES = (
     "[bold]Examples[/]",
     "vcg run default --for 10s",
     "vcg run default --set base_window=12ms --set 'dimensions.d7-d9.storage.kind=tmpfs'",
-    "vcg run ./mine.toml --for 1m --json > run.json",
+    "vcg run ./mine.toml --for 60s --json > run.json",
 )
 
 

@@ -52,12 +52,14 @@ from vcg.quantities import (
     parse_ratio,
     parse_size,
 )
-from vcg.shm import ORCHESTRATOR_BIT, PAGE
+from vcg.shm import ORCHESTRATOR_BIT, PAGE, TOKEN_SLOTS
 
 MAX_DIMENSIONS = ORCHESTRATOR_BIT
 """The bits of the clock's futex below the orchestrator's own."""
 DIMENSION_PRIORITY_MAX = 80
 """Highest SCHED_FIFO priority of a dimension: the RTD and the orchestrator lie above it."""
+HARMONIC_MAX = TOKEN_SLOTS // 2 - 1
+"""Tokens of two base windows are alive at a time, and the ring of a dimension has to hold them (``vcg.shm``)."""
 WINDOW_MIN_NS = 1_000
 """Below this a window is a slip of the pen on any host; the host's own floor is measured and far higher."""
 EXT4_MIN_BYTES = 128 << 10
@@ -391,15 +393,12 @@ def load(path_or_name: str | Path, overrides: Mapping[str, Any] | None = None) -
     return _resolve(Document(document.file, {"name": stem, **document.data}, document.lines), overrides or {})
 
 
-def from_mapping(
-    data: Mapping[str, Any], source: str = "testbed", overrides: Mapping[str, Any] | None = None
-) -> Testbed:
+def from_mapping(data: Mapping[str, Any], source: str = "testbed") -> Testbed:
     """A testbed from plain data, such as :meth:`Testbed.resolved` gives.
 
     Args:
         data: as a TOML file would hold it.
         source: named in messages in place of a file.
-        overrides: as for :func:`load`.
 
     Raises:
         ConfigError: with all problems.
@@ -561,6 +560,9 @@ class _Merged:
         for name, harmonic in harmonics.items():
             if harmonic and base_window_ns and base_window_ns / harmonic < WINDOW_MIN_NS:
                 expected = f"expected a window of at least {format_duration(WINDOW_MIN_NS)}"
+                self._complain(("dimensions", name, "harmonic"), dimensions[name].get("harmonic"), expected)
+            elif harmonic and harmonic > HARMONIC_MAX:
+                expected = f"expected at most {HARMONIC_MAX} windows in a base window: make base_window shorter instead"
                 self._complain(("dimensions", name, "harmonic"), dimensions[name].get("harmonic"), expected)
         triads = self.data.get("triads")
         for triad, table in triads.items() if isinstance(triads, dict) else ():

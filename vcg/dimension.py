@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from fractions import Fraction
 from os import sched_yield
 from typing import Any
 
@@ -141,9 +140,7 @@ class Dimension:
             planned_ns, phase_ppb, published = ticks[at + 1], ticks[at + 2], ticks[at + 3]
             if ticks[at] != number:
                 continue  # the RTD has gone round the ring since: look again
-            if number != last + 1:
-                head = self._record_gap(head, last + 1, number, published, finish_ns)
-            last = number
+            gap, last, busy_until_ns = last + 1, number, finish_ns
 
             at = tokens_at + (number & token_slots) * token_words
             has_token = tokens[at] == number and tokens[at + 1] == epoch
@@ -167,6 +164,8 @@ class Dimension:
                 entry_ns = finish_ns = budget_ns = expires_ns = used_ns = 0
                 outcome, cause = missed, late if has_token else no_token
 
+            if gap != number:
+                head = self._record_gap(head, gap, number, published, busy_until_ns)
             at = windows_at + (head & window_slots) * window_words
             status[at] = number
             status[at + 1] = epoch
@@ -191,11 +190,11 @@ class Dimension:
         """
         status, plan = self._status, self._plan
         start_ns = self._control[shm.CONTROL.at("start_ns")]
-        period, phase = Fraction(*plan.period), Fraction(*plan.phase)
+        (a, b), (c, d) = plan.period, plan.phase
         for number in range(first, end):
             back = end - number
             skipped = back < 62 and not published >> back & 1
-            planned_ns = start_ns + int(phase + number * period)
+            planned_ns = start_ns + (c * b + number * a * d) // (b * d)
             at = shm.WINDOWS_AT + head % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
             status[at] = number
             status[at + 1] = self._epoch

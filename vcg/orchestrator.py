@@ -21,6 +21,8 @@ from vcg.plan import DimensionPlan, Plan
 from vcg.shm import Outcome, Phase
 from vcg.tokens import Account
 
+_SLACK_NS = 1_000_000_000
+"""CPU time that a dimension may have used before window 0, while it was starting."""
 _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
 
@@ -66,8 +68,13 @@ class Desk:
             tokens[at] = window  # makes it valid, so it comes last
             planned_ns = expires_ns
 
-    def settle(self) -> None:
-        """Book every report since the last round."""
+    def settle(self, elapsed_ns: int) -> None:
+        """Book every report since the last round.
+
+        Args:
+            elapsed_ns: since window 0. Nobody has used more CPU time than has passed on its CPUs.
+        """
+        most_ns = (elapsed_ns + _SLACK_NS) * len(self._plan.cpus)
         status = self._status
         head = status[self._head_at]
         fresh = head - self._seen
@@ -88,7 +95,7 @@ class Desk:
                 self.refused_epoch += 1
             elif account.refuses(window):
                 self.refused_window += 1
-            elif used_ns < 0:
+            elif not 0 <= used_ns <= most_ns - account.used_ns:
                 self.refused_value += 1
             elif outcome == Outcome.DONE or outcome == Outcome.OVERRUN:
                 account.settle(window, used_ns)
@@ -125,7 +132,7 @@ def govern(plan: Plan, desks: list[Desk], ticks: memoryview, tokens: memoryview,
             desk.mint_through(start_ns, through_ns, began_ns)
         tokens[through_at] = through_ns
         for desk in desks:
-            desk.settle()
+            desk.settle(began_ns - start_ns)
             desk.export()
         spent_ns = now_ns() - began_ns
         tokens[rounds_at] += 1
@@ -170,7 +177,7 @@ def main(arguments: list[str]) -> None:
     while phase != Phase.FINISH:
         phase = service.wait_for_other(control, phase)
     for desk in desks:
-        desk.settle()
+        desk.settle(clock.now_ns() - control[shm.CONTROL.at("start_ns")])
         desk.export()
 
 

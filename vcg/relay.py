@@ -2,7 +2,8 @@
 
 It reads the tick ring; the RTD does not know that it exists. While somebody listens it looks at the ring every
 millisecond; with nobody there it sleeps. A subscriber that reads too slowly loses ticks, never delays any, and is told
-with the next message how many it missed.
+with the next message how many it missed. (``sequence`` also counts ticks in which only the orchestrator is due; these
+are not sent.)
 
 Each message (SOCK_SEQPACKET) is one JSON object: ``sequence``, ``planned_ns``, ``actual_ns``, ``skipped`` (windows),
 ``missed`` (ticks this subscriber did not get just before), ``due``: ``dimension``, ``window`` and ``phase`` of each.
@@ -10,18 +11,20 @@ Each message (SOCK_SEQPACKET) is one JSON object: ``sequence``, ``planned_ns``, 
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import selectors
 import socket
 import sys
+import time
 from typing import Any
 
 from vcg import service, shm
 from vcg.shm import Phase
 
 _POLL_S = 0.001
+_CROWDED_S = 0.01
 
 
 def read_tick(ticks: memoryview, sequence: int) -> dict[str, Any] | None:
@@ -73,8 +76,14 @@ def serve(listener: socket.socket, ticks: memoryview, control: memoryview, names
         selector.register(listener, selectors.EVENT_READ)
         while control[phase_at] != Phase.FINISH:
             if selector.select(_POLL_S if subscribers else 0.1):
-                with contextlib.suppress(BlockingIOError):
+                try:
                     subscribers.append(Subscriber(listener.accept()[0]))
+                except BlockingIOError:
+                    pass  # it has gone away again
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE):
+                        raise
+                    time.sleep(_CROWDED_S)  # no descriptor left: it waits, and those who are there are served
             head = ticks[head_at]
             if not subscribers:
                 sent = head

@@ -14,12 +14,13 @@ cleared from here.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vcg.config import Testbed
 
 _ANSWER_S = 60.0
+_LAST_WORD_S = 5.0
 _RECORD_BYTES = shm.WINDOW_WORDS * shm.WORD
 
 
@@ -62,15 +64,18 @@ class Run:
         self._drained = {d.name: 0 for d in plan.dimensions}
         self._deaths: list[str] = []
         self._is_down = False
+        longest_s = max(d.period_ns for d in plan.dimensions) / 1e9
+        self._answer_s = _ANSWER_S + 3 * longest_s
         self._regions: list[memoryview] = []
 
     def __enter__(self) -> Self:
-        check_workloads(self.plan)
+        path = search_path()
+        check_workloads(self.plan, path)
         if os.geteuid() != 0:
             raise HostError("a run needs root: it mounts, pins and confines (try: sudo vcg run …)")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
-        ours.settimeout(_ANSWER_S)
+        ours.settimeout(self._answer_s)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "vcg.supervisor", str(theirs.fileno())],
@@ -81,11 +86,16 @@ class Run:
                 start_new_session=True,
             )
         try:
-            service.send(ours, {"plan": self.plan.to_json(), "path": [str(Path.cwd()), *filter(None, sys.path)]})
-            ready, fds = self._expect("ready")
-        except BaseException:
-            self._finish()
+            service.send(ours, {"plan": self.plan.to_json(), "path": path})
+            self._adopt(*self._expect("ready"))
+        except BaseException as error:
+            for problem in self._finish():
+                error.add_note(problem)
             raise
+        return self
+
+    def _adopt(self, ready: dict[str, Any], fds: list[int]) -> None:
+        """Map the regions and note the processes that the supervisor reports."""
         ticks_fd, tokens_fd, *status_fds = fds
         self.ticks = shm.attach(ticks_fd)
         self.tokens = shm.attach(tokens_fd)
@@ -98,7 +108,6 @@ class Run:
         services = {name: pid for name, pid in ready["pids"].items() if name not in names}
         self.service_pids = {"supervisor": ready["supervisor"], **services}
         self.loops = {name: (major, minor) for name, (major, minor) in ready["loops"].items()}
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -106,11 +115,25 @@ class Run:
         problems = self._finish()
         if problems and error is None:
             raise RunError("; ".join(problems))
+        for problem in problems:
+            assert error is not None
+            error.add_note(problem)
+
+    @property
+    def supervisor_pid(self) -> int:
+        """Known from the beginning of the bring-up on."""
+        return self._process.pid
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> int:
-        """Let the RTD tick; returns the time from which windows are counted, a little ahead of now."""
+        """Let the RTD tick; returns the time from which windows are counted, a little ahead of now.
+
+        Raises:
+            RunError: it has been started before: a run ticks once.
+        """
+        if self.start_ns:
+            raise RunError("this run has been started before; a run ticks once: make another")
         self._send("start")
         answer, _ = self._expect("started")
         self.start_ns = int(answer["start_ns"])
@@ -140,8 +163,10 @@ class Run:
                 self._take(message)
         except BlockingIOError:
             pass
+        except ConnectionResetError:
+            self._take(None)
         finally:
-            self._socket.settimeout(_ANSWER_S)
+            self._socket.settimeout(self._answer_s)
         if self._deaths:
             raise RunError("; ".join(self._deaths))
 
@@ -202,7 +227,9 @@ class Run:
             try:
                 message, fds = service.receive(self._socket)
             except TimeoutError:
-                raise RunError(f"the supervisor did not answer within {_ANSWER_S:.0f} s (expected: {event})") from None
+                raise RunError(f"the supervisor did not answer in {self._answer_s:.0f} s (expected: {event})") from None
+            except ConnectionResetError:
+                message, fds = None, []
             self._take(message)
             if message is not None and message["event"] == event:
                 return message, fds
@@ -224,27 +251,29 @@ class Run:
     def _finish(self) -> list[str]:
         """Bring it down, whatever state it is in; returns what is wrong afterwards."""
         problems: list[str] = []
+        orderly = False
         try:
-            if not self._is_down:
+            with contextlib.suppress(RunError):
                 self._send("finish")
-                while True:
-                    message, _ = service.receive(self._socket)
-                    if message is None:
-                        break
-                    if message["event"] == "down":
-                        problems += message["leftovers"]
-        except (RunError, OSError):
-            pass  # it is gone; what it left is cleared below
+            while (received := service.receive(self._socket))[0] is not None:
+                message, fds = received
+                for fd in fds:
+                    os.close(fd)
+                if message is not None and message["event"] == "down":
+                    problems += message["leftovers"]
+                    orderly = True
+        except (TimeoutError, ConnectionResetError):
+            pass  # it hangs or is gone: what it leaves is cleared below
         self._socket.close()
         for region in self._regions:
             region.release()
         try:
-            code = self._process.wait(_ANSWER_S)
+            code = self._process.wait(_ANSWER_S if orderly else _LAST_WORD_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        if code != 0:
-            problems.append(f"the supervisor ended with {code}")
+        if code != 0 or not orderly:
+            problems.append(f"the supervisor ended with {code}, before it had taken the run down")
             problems += state.clear(Path(self.plan.state_root))
         return problems
 
@@ -258,19 +287,21 @@ def plan_here(testbed: Testbed) -> Plan:
     return make(testbed, numa.observe(), floor_ns=floor.ensure())
 
 
-def check_workloads(plan: Plan) -> None:
-    """Find every workload's module, without importing it.
+def search_path() -> list[str]:
+    """Where workloads are looked for: as this process imports, and last of all in the current directory."""
+    return [*filter(None, sys.path), str(Path.cwd())]
+
+
+def check_workloads(plan: Plan, path: Sequence[str]) -> None:
+    """Find the module of every workload, without importing anything: a dimension's process does that.
 
     Raises:
         RunError: one does not exist.
     """
     for d in plan.dimensions:
         module, _, function = d.workload.partition(":")
-        try:
-            found = importlib.util.find_spec(module) if module and function else None
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
+        outermost = module.partition(".")[0]
+        if not function or not outermost or PathFinder.find_spec(outermost, list(path)) is None:
             raise RunError(
                 f"{d.name}: unknown workload {d.workload!r}: expected module:function of an importable module, "
                 "or one of the ready ones (see: vcg schema)"

@@ -137,7 +137,7 @@ TICK_WORDS = TICK_PHASES_AT + MAX_DIMENSIONS
 TICKS_BYTES = (TICKS_AT + TICK_SLOTS * TICK_WORDS) * WORD
 
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-TOKENS_HEADER = Record(("magic", "epoch", "rounds", "minted_through_ns", "round_ns_max", "round_ns_total", "cpu_ns"))
+TOKENS_HEADER = Record(("magic", "epoch", "rounds", "minted_through_ns", "round_ns_max", "round_ns_total"))
 
 TOKEN = Record(("window", "epoch", "dimension", "budget_ns", "expires_ns", "borrowed_ns", "planned_ns", "minted_ns"))
 """A time-scoped credit: so much CPU time for one dimension in one window of one boot epoch, void after it."""
@@ -234,14 +234,29 @@ def create(name: str, size_bytes: int) -> tuple[int, memoryview]:
     return fd, memoryview(mapping).cast("q")
 
 
-def attach(fd: int, *, writable: bool = False) -> memoryview:
+def attach(fd: int, *, writable: bool = False, inherited: bool = False) -> memoryview:
     """Map a region received from its creator, as words.
+
+    Trap: a mapping made before the region was sealed can be made writable later (mprotect(2)), also by a child that
+    inherits it. So children inherit none, unless they are meant to.
+
+    Args:
+        writable: only its owner may, and only before the region is sealed.
+        inherited: whether children of this process find the mapping, too.
 
     Raises:
         PermissionError: a writable mapping of a region that belongs to somebody else.
     """
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    return memoryview(mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED, prot=protection)).cast("q")
+    mapping = mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED, prot=protection)
+    if not inherited:
+        mapping.madvise(mmap.MADV_DONTFORK)
+    return memoryview(mapping).cast("q")
+
+
+def peek(fd: int) -> memoryview:
+    """A copy of a region's first page, for somebody who must not map it (yet)."""
+    return memoryview(os.pread(fd, PAGE, 0)).cast("q")
 
 
 def write_message(status: memoryview, text: str) -> None:

@@ -2,10 +2,12 @@
 
 Normally a run takes everything with it: mounts live in a namespace that dies with its processes, loop devices clear
 themselves at their last close. What survives a SIGKILL of the supervisor are processes that it could not end, cgroup
-directories and files. The journal names them *before* they are made, so :func:`reconcile` finds whatever there is.
+directories and files. The journal names them *before* they are made, so :meth:`StateRoot.reconcile` finds whatever
+there is.
 
-Trap: the lock is a POSIX record lock (fcntl(2)), because a surviving fork would keep a flock; in return, closing *any*
-descriptor of the lock file in this process gives the lock up.
+Traps: the lock of the state root is a POSIX record lock (fcntl(2)), because a surviving fork would keep a flock; in
+return, closing *any* descriptor of the lock file in this process gives the lock up. The mount root is a directory,
+which only flock(2) can lock; to remove it under another run would detach that run's mounts.
 """
 
 from __future__ import annotations
@@ -13,25 +15,34 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vcg.errors import RunError
 from vcg.linux import cgroup, loop, mount
 
 RECONCILE_S = 10.0
+SOCKET_PATH_BYTES = 107
+"""unix(7): the longest path of a socket."""
 _POLL_S = 0.002
 
 
 class StateRoot:
-    """The locked state root of a run. A context manager: the lock is held inside the block."""
+    """The locked state root of a run. A context manager: the lock is held inside the block.
+
+    Args:
+        path: of the directory; made if it does not exist. Symlinks are resolved, because the kernel names the backing
+            files of loop devices so.
+
+    Raises:
+        RunError: (on entry) another run holds it, or its path is too long for a socket in it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.resolve()
         self._fd = -1
 
     @property
@@ -47,6 +58,11 @@ class StateRoot:
         return self.path / "rtd.sock"
 
     def __enter__(self) -> Self:
+        if len(os.fsencode(self.socket)) > SOCKET_PATH_BYTES:
+            raise RunError(
+                f"state root {self.path}: its socket's path would have {len(os.fsencode(self.socket))} bytes, "
+                f"expected at most {SOCKET_PATH_BYTES}: choose a shorter one"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -70,7 +86,7 @@ class StateRoot:
     def next_epoch(self) -> int:
         """Raise the boot epoch, durably, and return it: tokens and reports of earlier runs are told apart by it."""
         path = self.path / "epoch"
-        epoch = int(path.read_text()) + 1 if path.exists() else 1
+        epoch = self._read(path, int) + 1 if path.exists() else 1
         self._replace(path, str(epoch))
         return epoch
 
@@ -84,6 +100,12 @@ class StateRoot:
             "made_mount_root": made_mount_root,
         }
         self._replace(self.journal, json.dumps(content))
+
+    def _read(self, path: Path, parse: Callable[[str], Any]) -> Any:
+        try:
+            return parse(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path}: damaged ({error}): look at it, then remove it") from None
 
     def _replace(self, path: Path, text: str) -> None:
         fresh = path.with_suffix(".new")
@@ -102,28 +124,41 @@ class StateRoot:
             What could not be undone, a line each; empty is the normal case.
         """
         deadline_ns = time.monotonic_ns() + int(RECONCILE_S * 1e9)
-        problems: list[str] = []
-        noted = json.loads(self.journal.read_text()) if self.journal.exists() else {}
+        noted = self._read(self.journal, json.loads) if self.journal.exists() else {}
         directories = [Path(path) for path in noted.get("cgroups", ())]
-        alive = cgroup.kill(directories, deadline_ns, spare=frozenset({os.getpid()}))
-        problems += [f"process {pid} of an earlier run survives SIGKILL" for pid in alive]
-        for point in _mounts_below(Path(noted["mount_root"])) if noted else ():
-            mount.unmount(point, detach=True)
+        mount_root = Path(noted["mount_root"]) if noted else None
+        steps: list[Callable[[], list[str]]] = [
+            lambda: [f"process {pid} of a run survives SIGKILL" for pid in cgroup.kill(directories, deadline_ns)],
+            lambda: _unmount_below(mount_root) if mount_root else [],
+            lambda: self._give_loops_back(deadline_ns),
+            lambda: [f"cgroup {path} can't be removed" for path in cgroup.remove(directories, deadline_ns)],
+            self._remove_files,
+            lambda: _remove_mount_root(mount_root) if mount_root and noted["made_mount_root"] else [],
+        ]
+        problems = [problem for step in steps for problem in attempt(step)]
+        if not problems:
+            self.journal.unlink(missing_ok=True)
+        return problems
+
+    def _give_loops_back(self, deadline_ns: int) -> list[str]:
         for device in loop.backed_by(self.path):
             loop.detach(device)
         while (bound := loop.backed_by(self.path)) and time.monotonic_ns() < deadline_ns:
             time.sleep(_POLL_S)
-        problems += [f"{device} is still bound to {image}" for device, image in bound.items()]
-        problems += [f"cgroup {path} can't be removed" for path in cgroup.remove(directories, deadline_ns)]
-        for leftover in [*self.path.glob("*.img"), self.socket]:
+        return [f"{device} is still bound to {image}" for device, image in bound.items()]
+
+    def _remove_files(self) -> list[str]:
+        for leftover in [*self.path.glob("*.img"), *self.path.glob("*.new"), self.socket]:
             leftover.unlink(missing_ok=True)
-        if noted.get("made_mount_root") and not problems:
-            root = Path(noted["mount_root"])
-            if root.is_dir() and not any(root.iterdir()):
-                root.rmdir()
-        if not problems:
-            self.journal.unlink(missing_ok=True)
-        return problems
+        return []
+
+
+def attempt(step: Callable[[], list[str] | None]) -> list[str]:
+    """Do one step of undoing; what keeps it from being done becomes a line, so that the others are still done."""
+    try:
+        return step() or []
+    except OSError as error:
+        return [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
 
 
 def clear(path: Path) -> list[str]:
@@ -132,12 +167,41 @@ def clear(path: Path) -> list[str]:
         return state.reconcile()
 
 
-def _mounts_below(root: Path) -> list[Path]:
-    """Mount points at or under ``root`` in our own namespace, innermost first."""
-    points = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return sorted((p for p in points if p == root or root in p.parents), reverse=True)
+def lock_mount_root(path: Path) -> int:
+    """Claim the directory under which a run mounts; the claim ends with the returned descriptor.
+
+    Raises:
+        RunError: another run has it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise RunError(
+            f"mount root {path} is in use by another run: wait for it, stop it, or give this one its own mount_root"
+        ) from None
+    return fd
 
 
-def free_bytes(path: Path) -> int:
-    """Space that is left on the filesystem of ``path``."""
-    return shutil.disk_usage(path).free
+def _unmount_below(root: Path) -> list[str]:
+    """Detach mounts at or under ``root`` in our own namespace, innermost first; normally there are none."""
+    points = {one.point for one in mount.mounts()}
+    for point in sorted((p for p in points if p == root or root in p.parents), reverse=True):
+        mount.unmount(point, detach=True)
+    return []
+
+
+def _remove_mount_root(root: Path) -> list[str]:
+    """Remove a mount root that a run of ours made, unless it has come to be used by somebody else."""
+    if not root.is_dir() or any(root.iterdir()):
+        return []
+    try:
+        fd = lock_mount_root(root)
+    except RunError:
+        return []
+    try:
+        root.rmdir()
+    finally:
+        os.close(fd)
+    return []

@@ -5,7 +5,8 @@ It lives in a private mount namespace, so all mounts end with it; it holds no au
 is a safe parent for the dimensions, which it forks.
 
 It obeys messages on one socket (``start``, ``halt``, ``finish``) and reports on the same. When that socket closes, or
-on SIGTERM, it takes the run down in order; every way out of :func:`main` goes through :meth:`Supervisor.down`.
+on SIGTERM at any time, it takes the run down in order: once something has been built, every way out of :func:`main`
+goes through :meth:`Supervisor.down`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from vcg import service, shm, storage
@@ -32,7 +35,7 @@ from vcg.errors import RunError
 from vcg.linux import cgroup, memory, mount, prctl, sandbox, sched
 from vcg.plan import DimensionPlan, Plan
 from vcg.shm import Phase, State
-from vcg.state import StateRoot
+from vcg.state import StateRoot, attempt, lock_mount_root
 
 PRIORITY = 82
 """Above every dimension, so that none of them can keep it from stopping them; below the RTD and the orchestrator."""
@@ -42,7 +45,11 @@ _LEAD_NS = 30_000_000
 _READY_S = 20.0
 _LEAVE_S = 2.0
 _POLL_S = 0.001
-_SEED_CONTROLLERS_OF = {"fifo": ("cpuset", "memory", "pids"), "other": ("cpu", "cpuset", "memory", "pids")}
+_CONTROLLERS_OF = {"fifo": ("cpuset", "memory", "pids"), "other": ("cpu", "cpuset", "memory", "pids")}
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 @dataclass
@@ -67,8 +74,8 @@ class Supervisor:
         self._mount_root = Path(plan.mount_root)
         self._mounts: list[Path] = []
         self._sockets: list[socket.socket] = []
-        self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}")
-        self._services = cgroup.Group(self._group, "services", ())
+        self._group: cgroup.Group | None = None
+        self._claim = -1
         self._control: service.Control | None = None
         self._regions: list[int] = []
         self._ticks: memoryview | None = None
@@ -78,13 +85,16 @@ class Supervisor:
     def up(self) -> None:
         """Build everything; on return every dimension is confined and waits for its first window."""
         epoch = self.state.next_epoch()
+        self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
         made = not self._mount_root.exists()
         self.state.note(epoch, self._group.directories, self._mount_root, made)
         self._mount_root.mkdir(parents=True, exist_ok=True)
+        self._claim = lock_mount_root(self._mount_root)
         self._step("cgroups")
         self._group.create()
-        self._services.create()
+        services = cgroup.Group(self._group, "services", ())
+        services.create()
         self._step("images")
         images = {d.name: self.state.image(d.name) for d in self.plan.dimensions if d.storage == "ext4"}
         for d in self.plan.dimensions:
@@ -110,76 +120,95 @@ class Supervisor:
         control_fd = self._control.fd
         plan_fd = os.memfd_create("vcg-plan", os.MFD_CLOEXEC)
         os.write(plan_fd, self.plan.to_json().encode())
-        ticks_fd = self._serve("rtd", plan_fd, control_fd)
+        ticks_fd = self._serve("rtd", services, plan_fd, control_fd)
         status_fds = [shm.allocate(f"vcg-status-{d.name}", shm.STATUS_BYTES) for d in self.plan.dimensions]
-        tokens_fd = self._serve("orchestrator", plan_fd, control_fd, [ticks_fd, *status_fds])
+        tokens_fd = self._serve("orchestrator", services, plan_fd, control_fd, [ticks_fd, *status_fds])
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sockets.append(listener)
         listener.bind(str(self.state.socket))
         listener.listen()
-        self._serve("relay", plan_fd, control_fd, [ticks_fd, listener.fileno()])
+        self._serve("relay", services, plan_fd, control_fd, [ticks_fd, listener.fileno()])
         os.close(plan_fd)
         self._ticks = shm.attach(ticks_fd)
         self._step("dimensions")
         regions = (control_fd, ticks_fd, tokens_fd)
         for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True):
-            self._launch(d, epoch, regions, status_fd, several_nodes)
-        self._await_ready()
-        for status_fd in status_fds:
+            self._launch(d, self._group, epoch, regions, status_fd, several_nodes)
+        self._await_ready(dict(zip((d.name for d in self.plan.dimensions), status_fds, strict=True)))
+        for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True):
             shm.seal(status_fd)
+            self._child(d.name).status = shm.attach(status_fd)
         self._regions = [ticks_fd, tokens_fd, *status_fds]
         sched.set_fifo(PRIORITY)
 
     def _step(self, name: str) -> None:
         service.send(self.client, {"event": "step", "name": name})
 
-    def _serve(self, name: str, plan_fd: int, control_fd: int, more_fds: Sequence[int] = ()) -> int:
+    def _child(self, name: str) -> Child:
+        return next(child for child in self.children if child.name == name)
+
+    def _serve(
+        self, name: str, group: cgroup.Group, plan_fd: int, control_fd: int, more_fds: Sequence[int] = ()
+    ) -> int:
         """Start one of our services and wait until it is ready; returns the region that it offers, or -1."""
         pid, ours = service.spawn(f"vcg.{name}", plan_fd, control_fd, more_fds)
         self.children.append(Child(name, pid, os.pidfd_open(pid)))
         self._sockets.append(ours)
-        self._services.admit(pid)
+        group.admit(pid)
         ours.settimeout(_READY_S)
-        message, fds = service.receive(ours)
+        try:
+            message, fds = service.receive(ours)
+        except TimeoutError:
+            raise RunError(f"{name} (pid {pid}) was not ready after {_READY_S:.0f} s") from None
         if message is None:
             raise RunError(f"{name} (pid {pid}) ended while it was starting: its error is on the terminal above")
         return fds[0] if fds else -1
 
     def _launch(
-        self, d: DimensionPlan, epoch: int, regions: tuple[int, int, int], status_fd: int, bind_memory: bool
+        self,
+        d: DimensionPlan,
+        outer: cgroup.Group,
+        epoch: int,
+        regions: tuple[int, int, int],
+        status_fd: int,
+        bind_memory: bool,
     ) -> None:
-        group = cgroup.Group(self._group, d.name, _SEED_CONTROLLERS_OF[d.policy])
+        group = cgroup.Group(outer, d.name, _CONTROLLERS_OF[d.policy])
         group.create()
         group.limit(cpus=d.cpus, node=d.node, memory_bytes=d.memory_bytes, pids=d.pids, weight=d.amplitude)
         supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            status = shm.attach(status_fd, writable=True)
+            status = shm.attach(status_fd, writable=True, inherited=True)
             _become(d, epoch, regions, status, group, self._mount_root / d.name, supervisor, bind_memory)
-        self.children.append(Child(d.name, pid, os.pidfd_open(pid), shm.attach(status_fd)))
+        self.children.append(Child(d.name, pid, os.pidfd_open(pid)))
 
-    def _await_ready(self) -> None:
-        """Wait until every dimension is confined, or one has failed."""
+    def _await_ready(self, status_fds: Mapping[str, int]) -> None:
+        """Wait until every dimension is confined, or one has failed.
+
+        Their status pages are read by copying: they are not sealed before their owners have mapped them, and nobody
+        else maps them before they are sealed.
+        """
         deadline = time.monotonic() + _READY_S
         state_at = shm.STATUS_HEADER.at("state")
-        waiting = [child for child in self.children if child.status is not None]
+        waiting = list(status_fds)
         while waiting:
-            for child in waiting:
-                assert child.status is not None
-                if child.status[state_at] == State.FAILED:
-                    raise RunError(f"{child.name}: {shm.read_message(child.status)}")
-                if _has_ended(child):
-                    raise RunError(f"{child.name} ended while it was starting")
-            waiting = [c for c in waiting if c.status is not None and c.status[state_at] != State.READY]
+            for name in waiting:
+                page = shm.peek(status_fds[name])
+                if page[state_at] == State.FAILED:
+                    raise RunError(f"{name}: {shm.read_message(page)}")
+                if page[state_at] != State.READY and _has_ended(self._child(name)):
+                    raise RunError(f"{name} ended while it was starting")
+            waiting = [name for name in waiting if shm.peek(status_fds[name])[state_at] != State.READY]
             if time.monotonic() > deadline:
-                names = ", ".join(child.name for child in waiting)
+                names = ", ".join(waiting)
                 raise RunError(f"{names}: not ready after {_READY_S:.0f} s; does importing the workload hang?")
             time.sleep(_POLL_S)
 
     # ── serve ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def serve(self) -> None:
-        """Obey the client until it says ``finish``, goes away, or a signal comes."""
+        """Obey the client until it says ``finish`` or goes away."""
         pids = {child.name: child.pid for child in self.children}
         report = {"event": "ready", "pids": pids, "loops": self.loops, "supervisor": os.getpid()}
         service.send(self.client, report, self._regions)
@@ -187,21 +216,19 @@ class Supervisor:
             os.close(fd)
         orders: dict[str, Callable[[], None]] = {"start": self._start, "halt": self._halt}
         signals, wakeup = socket.socketpair()
+        signals.setblocking(False)
         wakeup.setblocking(False)
-        signal.set_wakeup_fd(wakeup.fileno())
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         with selectors.DefaultSelector() as selector, signals, wakeup:
             selector.register(self.client, selectors.EVENT_READ)
             selector.register(signals, selectors.EVENT_READ)
-            for child in self.children:
-                selector.register(child.pidfd, selectors.EVENT_READ, child)
+            self._reap()
             while True:
                 for key, _ in selector.select():
-                    if isinstance(key.data, Child):
-                        selector.unregister(key.fd)
-                        self._bury(key.data)
-                    elif key.fileobj is signals:
-                        return
+                    if key.fileobj is signals:
+                        signals.recv(4096)
+                        self._reap()
                     else:
                         message, _ = service.receive(self.client)
                         order = message["do"] if message else "finish"
@@ -240,12 +267,17 @@ class Supervisor:
             return latest >= 0
         return latest != child.status[shm.WINDOWS_AT + (head - 1) % shm.WINDOW_SLOTS * shm.WINDOW_WORDS]
 
-    def _bury(self, child: Child) -> None:
+    def _reap(self) -> None:
+        """Collect every process that has ended: ours, and orphans that dimensions have left to us."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                for child in [child for child in self.children if child.pid == ended[0]]:
+                    self._bury(child, os.waitstatus_to_exitcode(ended[1]))
+
+    def _bury(self, child: Child, code: int) -> None:
         """A process has ended although nobody asked it to: say who, how, and its last words."""
-        _, status = os.waitpid(child.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
         said = shm.read_message(child.status) if child.status is not None else ""
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
         self.children.remove(child)
         os.close(child.pidfd)
         service.send(self.client, {"event": "died", "who": child.name, "how": how, "message": said})
@@ -253,7 +285,8 @@ class Supervisor:
     # ── down ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def down(self) -> list[str]:
-        """Take down whatever of it exists; returns what could not be undone."""
+        """Take down whatever of it exists; returns what could not be undone, a line each."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         if self._control is not None:
             self._control.enter(Phase.FINISH)
@@ -261,8 +294,18 @@ class Supervisor:
         for child in self.children:
             while not _has_ended(child) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
+        problems = attempt(self._end_processes)
+        for one in self._sockets:
+            one.close()
+        for point in reversed(self._mounts):
+            problems += attempt(partial(mount.unmount, point, detach=True))
+        if self._claim >= 0:
+            os.close(self._claim)  # before the mount root is removed, which claims it again
+        return problems + self.state.reconcile()
+
+    def _end_processes(self) -> list[str]:
         kill_by_ns = time.monotonic_ns() + int(_LEAVE_S * 1e9)
-        cgroup.kill(self._group.directories, kill_by_ns)
+        alive = cgroup.kill(self._group.directories, kill_by_ns) if self._group else set()
         for child in self.children:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
@@ -271,16 +314,22 @@ class Supervisor:
             while time.monotonic_ns() < kill_by_ns:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(_POLL_S)
-        for one in self._sockets:
-            one.close()
-        for point in reversed(self._mounts):
-            mount.unmount(point, detach=True)
-        return self.state.reconcile()
+        return [f"process {pid} survives SIGKILL" for pid in alive]
 
 
 def _has_ended(child: Child) -> bool:
     """Whether it is a zombie or gone; does not reap it."""
-    return os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def resolve_workload(name: str) -> Callable[[Dimension], None]:
@@ -320,14 +369,16 @@ def _become(
     state_at = shm.STATUS_HEADER.at("state")
     code = 1
     try:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        prctl.die_with_parent(supervisor)  # and once more after the change of uid, which clears it
+        group.enter()
         prctl.set_name(f"vcg:{d.name}")
         for name, value in (("magic", shm.MAGIC), ("epoch", epoch), ("dimension", d.index), ("pid", os.getpid())):
             status[shm.STATUS_HEADER.at(name)] = value
         workload = resolve_workload(d.workload)
         os.environ.clear()  # the interpreter itself may have set LC_CTYPE
-        control, ticks, tokens = (shm.attach(fd) for fd in regions)
-        group.enter()
+        control, ticks, tokens = (shm.attach(fd, inherited=True) for fd in regions)
         sched.pin(d.cpus)
         if bind_memory:
             memory.bind_to_node(d.node)
@@ -369,6 +420,7 @@ def main(arguments: list[str]) -> None:
     (socket_fd,) = map(int, arguments)
     client = socket.socket(fileno=socket_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _terminate)
     prctl.set_name("vcg:super")
     prctl.adopt_orphans()
     order, _ = service.receive(client)
@@ -384,17 +436,26 @@ def main(arguments: list[str]) -> None:
             try:
                 supervisor.up()
                 supervisor.serve()
+            except Terminated:
+                _report(client, {"event": "failed", "message": "the supervisor was asked to end (SIGTERM)"})
             except (RunError, OSError) as error:
                 _report(client, {"event": "failed", "message": _told(error)})
             finally:
                 leftovers = supervisor.down()
             _report(client, {"event": "down", "leftovers": leftovers})
+    except Terminated:
+        return
     except (RunError, OSError) as error:
         _report(client, {"event": "failed", "message": _told(error)})
+        _report(client, {"event": "down", "leftovers": []})  # it never came to build anything
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def _told(error: RunError | OSError) -> str:
-    return str(error) if isinstance(error, RunError) else f"{error.filename}: {error.strerror}"
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 def _report(client: socket.socket, message: dict[str, Any]) -> None:

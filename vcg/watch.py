@@ -39,6 +39,7 @@ class Tally:
     def __init__(self) -> None:
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.causes = dict.fromkeys(Cause, 0)
+        self.refused = 0
         self.lateness: dict[int, int] = {}
         self.budget_ns = self.used_ns = 0
         self.lateness_max_ns = 0
@@ -47,9 +48,13 @@ class Tally:
         """Count window records as :meth:`vcg.run.Run.drain` returns them."""
         words = memoryview(records).cast("q")
         for at in range(0, len(words), shm.WINDOW_WORDS):
-            outcome = Outcome(words[at + _OUTCOME])
+            try:
+                outcome, cause = Outcome(words[at + _OUTCOME]), Cause(words[at + _CAUSE])
+            except ValueError:  # a dimension writes what it likes
+                self.refused += 1
+                continue
             self.outcomes[outcome] += 1
-            self.causes[Cause(words[at + _CAUSE])] += 1
+            self.causes[cause] += 1
             if outcome in (Outcome.DONE, Outcome.OVERRUN):
                 lateness_ns = max(0, words[at + _ENTRY] - words[at + _PLANNED])
                 bucket = histogram.bucket_of(lateness_ns)
@@ -81,6 +86,7 @@ class Tally:
             **worst,
             "budget_ns": self.budget_ns,
             "used_ns": self.used_ns,
+            "refused_records": self.refused,
         }
 
 
@@ -173,6 +179,9 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             f"\n{plan.name}: up in {up_s:.2f} s, ticked for {show_duration(ticked_ns)}; {result['rtd']['head']} ticks, "
             f"RTD and orchestrator together {cpu_share:.1%} of one CPU"
         )
+        lost = sum(result["records_lost"].values()) + sum(tally.refused for tally in watch.tallies.values())
+        if lost:
+            console.print(f"[bold]{lost} records were lost or refused: the table is not complete[/]")
         if sum(missed.values()) > missed[Cause.NONE]:
             console.print(
                 f"missed: {missed[Cause.BUSY]} still busy with an earlier window, {missed[Cause.LATE]} on the CPU too "

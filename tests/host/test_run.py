@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -200,6 +202,22 @@ def test_every_dimension_is_confined(resolve: Callable[..., Plan]) -> None:
     assert all(f"/{name}\n" in text for name, text in groups.items())
 
 
+def test_a_dimension_can_write_no_shared_page_but_its_own(resolve: Callable[..., Plan]) -> None:
+    """Not even after mprotect(2): the kernel's flag ``mw`` (may be made writable) is on its own status page alone."""
+    with Run(resolve("tmpfs")) as run:
+        for name, pid in run.dimension_pids.items():
+            writable: dict[str, bool] = {}
+            region = None
+            for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+                if match := re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                    found = re.search(r"/memfd:vcg-(\S+)", line)
+                    region = found[1] if found and match else None
+                elif region and line.startswith("VmFlags:"):
+                    writable[region] = "mw" in line.split()
+            expected = {"control": False, "ticks": False, "tokens": False, f"status-{name}": True}
+            assert writable == expected
+
+
 def test_what_a_dimension_forks_ends_with_the_run(resolve: Callable[..., Plan]) -> None:
     with Run(resolve("tmpfs", dimensions__d2__workload="workloads_under_test:forks_child")) as run:
         ran(run, 0.1)
@@ -260,6 +278,15 @@ def test_a_state_root_in_use_is_refused_and_the_other_run_goes_on(resolve: Calla
     assert all(rows.values())
 
 
+def test_a_mount_root_in_use_is_refused_and_the_other_run_goes_on(resolve: Callable[..., Plan], roots: Roots) -> None:
+    other = replace(resolve("tmpfs"), state_root=str(roots.state_root.with_name("t")))
+    with Run(resolve("tmpfs")) as first:
+        with pytest.raises(RunError, match=r"mount root .* is in use by another run"), Run(other):
+            pass
+        rows = ran(first, 0.2)
+    assert all(rows.values())
+
+
 def test_a_full_disk_is_one_clear_message(resolve: Callable[..., Plan], roots: Roots) -> None:
     mount.mount("tmpfs", roots.state_root, "tmpfs", options="size=100M")
     try:
@@ -287,6 +314,20 @@ def test_a_killed_supervisor_leaves_nothing(resolve: Callable[..., Plan], roots:
         time.sleep(0.1)
         run.check()
     assert loop.backed_by(roots.state_root) == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("step", ["journal", "cgroups", "images", "mounts", "services", "dimensions"])
+def test_a_supervisor_that_ends_during_the_bring_up_leaves_nothing(
+    resolve: Callable[..., Plan], step: str, number: int
+) -> None:
+    def strike(name: str) -> None:
+        if name == step:
+            os.kill(run.supervisor_pid, number)
+
+    run = Run(resolve("default"), on_step=strike)
+    with pytest.raises(RunError, match="supervisor"), run:
+        pass
 
 
 SCRIPT = """

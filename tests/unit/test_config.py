@@ -232,6 +232,10 @@ rtd_priority = 80
         ("amplitude = true", "amplitude: true - expected a number above 0"),
         ('harmonic = "0"', 'harmonic: "0" - expected a ratio above 0, such as "3", "1/3" or "1.618"'),
         ('harmonic = "99999"', 'harmonic: "99999" - expected a window of at least 1us'),
+        (
+            'harmonic = "32"',
+            'harmonic: "32" - expected at most 31 windows in a base window: make base_window shorter instead',
+        ),
         ('scheduling = "fifo"', 'scheduling: "fifo" - expected "other", or "fifo:30" with a priority from 1 to 80'),
         ("cpus = []", "cpus: [] - expected a list of different CPU numbers, such as [0, 1]"),
         ("node = -1", "node: -1 - expected a number greater than or equal to 0"),

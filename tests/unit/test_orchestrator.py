@@ -13,6 +13,7 @@ from vcg.plan import DimensionPlan
 from vcg.shm import Outcome
 
 EPOCH = 7
+ELAPSED_NS = 1_000_000_000
 PLAN = DimensionPlan(
     index=2,
     name="d3",
@@ -87,7 +88,7 @@ def test_what_was_used_is_settled() -> None:
     counter.report(0, 400)
     counter.report(1, 1500, outcome=Outcome.OVERRUN)
     counter.report(2, 0, outcome=Outcome.MISSED)
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     account = counter.desk.account
     assert (account.settled, account.used_ns, account.overrun_ns, account.expired) == (2, 1900, 500, 1)
 
@@ -99,13 +100,14 @@ def test_what_was_used_is_settled() -> None:
         ({"window": 99, "used_ns": 1}, "refused_window"),
         ({"window": -1, "used_ns": 1}, "refused_window"),
         ({"window": 0, "used_ns": -(2**60)}, "refused_value"),
+        ({"window": 0, "used_ns": 2**63 - 1}, "refused_value"),
     ],
 )
 def test_a_stale_foreign_or_absurd_report_is_refused_and_counted(forged: dict[str, int], counted: str) -> None:
     counter = Counter()
     counter.desk.mint_through(0, 20_000_000, 0)
     counter.report(**forged)
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     assert getattr(counter.desk, counted) == 1
     assert counter.desk.account.settled == 0
 
@@ -115,7 +117,7 @@ def test_a_replayed_report_is_refused() -> None:
     counter.desk.mint_through(0, 20_000_000, 0)
     counter.report(1, 10)
     counter.report(1, 10)
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     assert (counter.desk.account.settled, counter.desk.refused_window) == (1, 1)
 
 
@@ -123,9 +125,9 @@ def test_a_replayed_report_is_refused() -> None:
 def test_a_head_out_of_range_costs_one_refusal(head: int) -> None:
     counter = Counter()
     counter.status[shm.STATUS_HEADER.at("head")] = head
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     assert counter.desk.refused_value == 1
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     assert counter.desk.refused_value == 1
 
 
@@ -134,7 +136,7 @@ def test_more_reports_than_a_round_takes_are_counted_as_lost() -> None:
     counter.desk.mint_through(0, 1_000_000, 0)
     for window in range(600):
         counter.report(window, 1)
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     assert counter.desk.records_lost + counter.desk.account.settled == 600
 
 
@@ -142,7 +144,7 @@ def test_counters_are_exported_under_their_declared_names() -> None:
     counter = Counter()
     counter.desk.mint_through(0, 20_000_000, 0)
     counter.report(0, 400)
-    counter.desk.settle()
+    counter.desk.settle(ELAPSED_NS)
     counter.desk.export()
     at = shm.COUNTERS_AT + PLAN.index * shm.COUNTER_WORDS
     exported = dict(zip(shm.COUNTERS.fields, counter.tokens[at : at + shm.COUNTERS.words], strict=True))

@@ -26,6 +26,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcg.linux import mount
+
 CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 _RETRY_S = 0.002
 
@@ -55,15 +57,12 @@ def observe() -> Hierarchies:
     """Read ``/proc/self/cgroup`` and the mount table. Changes nothing."""
     mounts_v1: dict[str, tuple[Path, str]] = {}
     mount_v2: tuple[Path, str] | None = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        root, point = left.split()[3:5]
-        kind, _, options = right.split()[:3]
-        if kind == "cgroup2" and mount_v2 is None:
-            mount_v2 = Path(point), root
-        elif kind == "cgroup":
-            for controller in set(options.split(",")) & set(CONTROLLERS):
-                mounts_v1.setdefault(controller, (Path(point), root))
+    for one in mount.mounts():
+        if one.fstype == "cgroup2" and mount_v2 is None:
+            mount_v2 = one.point, one.root
+        elif one.fstype == "cgroup":
+            for controller in set(one.options) & set(CONTROLLERS):
+                mounts_v1.setdefault(controller, (one.point, one.root))
     unified, v1 = None, {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -119,9 +118,13 @@ class Group:
         return list(self._directories.values())
 
     def create(self) -> None:
-        """Make the directories; those that exist already stay."""
+        """Make the directories.
+
+        Raises:
+            FileExistsError: one is there already; it is not ours to use.
+        """
         for key, path in self._directories.items():
-            path.mkdir(exist_ok=True)
+            path.mkdir()
             if key == "v2" and self.hierarchies.v2 and self._outer:
                 _write(path / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(self.hierarchies.v2)))
             if key == "cpuset":
@@ -190,7 +193,7 @@ def members_below(directory: Path) -> set[int]:
     return found
 
 
-def kill(directories: Iterable[Path], deadline_ns: int, spare: frozenset[int] = frozenset()) -> set[int]:
+def kill(directories: Iterable[Path], deadline_ns: int) -> set[int]:
     """SIGKILL everything in these directories until nothing is left or the time is up.
 
     ``cgroup.kill`` does so at once, forks included; where a directory has no such file each member gets a signal, again
@@ -198,7 +201,6 @@ def kill(directories: Iterable[Path], deadline_ns: int, spare: frozenset[int] = 
 
     Args:
         deadline_ns: CLOCK_MONOTONIC.
-        spare: pids to leave alone (the caller).
 
     Returns:
         Pids still there at the deadline.
@@ -207,9 +209,9 @@ def kill(directories: Iterable[Path], deadline_ns: int, spare: frozenset[int] = 
     while True:
         alive: set[int] = set()
         for path in directories:
-            found = members_below(path) - spare
+            found = members_below(path)
             switch = path / "cgroup.kill"
-            if found and not spare and switch.exists():
+            if found and switch.exists():
                 _write(switch, 1)
             else:
                 for pid in found:

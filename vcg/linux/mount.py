@@ -1,9 +1,11 @@
-"""mount(2), umount2(2), pivot_root(2) and private mount namespaces (mount_namespaces(7))."""
+"""mount(2), umount2(2), pivot_root(2), private mount namespaces (mount_namespaces(7)) and the table of mounts."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from vcg.linux.libc import check, libc, syscall
@@ -64,3 +66,49 @@ def pivot_into(root: Path | str) -> None:
     syscall(_SYS_PIVOT_ROOT, ctypes.addressof(here), ctypes.addressof(here), name=f"pivot_root {root}")
     unmount(".", detach=True)
     os.chdir("/")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One mount as a process sees it (proc_pid_mountinfo(5)).
+
+    Attributes:
+        identifier: the kernel's number for it; no two mounts of a host share one, whatever namespace they are in.
+        root: the directory of the filesystem that is shown; ``/`` is all of it.
+        point: where it is mounted, below the root of the process whose table this is.
+        fstype: as mount(2) takes it.
+        source: a device, or whatever name was given.
+        options: those of the mount, then those of its filesystem; among a v1 cgroup's are its controllers.
+    """
+
+    identifier: int
+    root: str
+    point: Path
+    fstype: str
+    source: str
+    options: tuple[str, ...]
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The lines of a mountinfo file, in the order of mounting; octal escapes of blanks are undone."""
+    found = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        identifier, _, _, root, point, options, *_ = left.split(" ")
+        fstype, source, more = map(_unescape, right.split(" "))
+        flags = (*options.split(","), *more.split(","))
+        found.append(Mount(int(identifier), _unescape(root), Path(_unescape(point)), fstype, source, flags))
+    return found
+
+
+def mounts(pid: int | str = "self") -> list[Mount]:
+    """The mounts in the namespace of a process, below its root.
+
+    Raises:
+        OSError: the process is gone (FileNotFoundError, ProcessLookupError) or a zombie (EINVAL).
+    """
+    return parse_mountinfo(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes()))
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), field)
