@@ -141,6 +141,9 @@ def is_stray(item: audit.Leftover) -> bool:
     if item.kind == "process":
         return answers_for(int(item.name))
     if item.kind == "cgroup":
+        named = re.fullmatch(audit.CGROUP_PREFIX + r"(\d+)-.*", Path(item.name).name)
+        if named and Path("/proc", named[1]).exists() and not answers_for(int(named[1])):
+            return False  # the group of somebody else's supervisor, perhaps still empty
         return all(answers_for(pid) for pid in cgroup.members_below(Path(item.name)))
     return True
 

@@ -214,11 +214,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Run a testbed and show, dimension by dimension, how its windows go. Needs root; leaves nothing behind."""
-    from vcg import config, watch
+    from vcg import config, floor, watch
     from vcg.run import plan_here
 
     length_ns = parse_option("--for", duration)
-    made = plan_here(config.load(testbed, parse_overrides(overrides or [])))
+    resolved = config.load(testbed, parse_overrides(overrides or []))
+    if floor.window_floor_ns() is None:
+        print("measuring the shortest window that this host sustains, once; some seconds …", file=sys.stderr)
+    made = plan_here(resolved)
     interrupted, result = watch.follow(made, length_ns, _console(), quiet=as_json)
     if as_json:
         print(json.dumps(result, indent=2))

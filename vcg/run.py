@@ -163,8 +163,6 @@ class Run:
                 self._take(message)
         except BlockingIOError:
             pass
-        except ConnectionResetError:
-            self._take(None)
         finally:
             self._socket.settimeout(self._answer_s)
         if self._deaths:
@@ -228,8 +226,6 @@ class Run:
                 message, fds = service.receive(self._socket)
             except TimeoutError:
                 raise RunError(f"the supervisor did not answer in {self._answer_s:.0f} s (expected: {event})") from None
-            except ConnectionResetError:
-                message, fds = None, []
             self._take(message)
             if message is not None and message["event"] == event:
                 return message, fds
@@ -262,8 +258,8 @@ class Run:
                 if message is not None and message["event"] == "down":
                     problems += message["leftovers"]
                     orderly = True
-        except (TimeoutError, ConnectionResetError):
-            pass  # it hangs or is gone: what it leaves is cleared below
+        except TimeoutError:
+            pass  # it hangs: what it leaves is cleared below
         self._socket.close()
         for region in self._regions:
             region.release()

@@ -74,7 +74,11 @@ def send(to: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) ->
 def receive(source: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """The next message and its descriptors; None when the other side is gone."""
     size = array.array("i").itemsize
-    data, ancillary, _, _ = source.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(_MAX_FDS * size), socket.MSG_CMSG_CLOEXEC)
+    room = socket.CMSG_SPACE(_MAX_FDS * size)
+    try:
+        data, ancillary, _, _ = source.recvmsg(_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # it died with messages of ours unread
+        return None, []
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -32,6 +32,7 @@ def allocate(image: Path, size_bytes: int) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        os.ftruncate(fd, 0)  # ext4 keeps what it had found so far
         raise RunError(
             f"{image}: no room for {size_bytes >> 20} MiB on its filesystem: "
             "free some, choose another state_root, or make storage.size smaller"
@@ -55,7 +56,7 @@ def make_filesystems(images: Iterable[Path]) -> None:
         said, _ = process.communicate()
         if process.returncode != 0:
             failed.append(
-                f"{image}: mkfs.ext4 ended with {process.returncode}: {said.decode(errors='replace').strip()}"
+                f"{image}: mkfs.ext4 ended with {process.returncode}: {' '.join(said.decode(errors='replace').split())}"
             )
     if failed:
         raise RunError("; ".join(failed))

@@ -294,7 +294,7 @@ class Supervisor:
         for child in self.children:
             while not _has_ended(child) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-        problems = attempt(self._end_processes)
+        problems = attempt(self._end_processes) + attempt(self._remove_groups)
         for one in self._sockets:
             one.close()
         for point in reversed(self._mounts):
@@ -315,6 +315,11 @@ class Supervisor:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(_POLL_S)
         return [f"process {pid} survives SIGKILL" for pid in alive]
+
+    def _remove_groups(self) -> list[str]:
+        directories = self._group.directories if self._group else []
+        left = cgroup.remove(directories, time.monotonic_ns() + int(_LEAVE_S * 1e9))
+        return [f"cgroup {path} can't be removed" for path in left]
 
 
 def _has_ended(child: Child) -> bool:

@@ -188,8 +188,11 @@ def members_below(directory: Path) -> set[int]:
     """Pids in a cgroup directory and everything under it; empty if it is gone."""
     found: set[int] = set()
     for procs in [directory / "cgroup.procs", *directory.rglob("cgroup.procs")]:
-        with contextlib.suppress(FileNotFoundError, OSError):
+        try:
             found |= {int(line) for line in procs.read_text().split()}
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # removed while we looked
+                raise
     return found
 
 
@@ -212,7 +215,8 @@ def kill(directories: Iterable[Path], deadline_ns: int) -> set[int]:
             found = members_below(path)
             switch = path / "cgroup.kill"
             if found and switch.exists():
-                _write(switch, 1)
+                with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                    _write(switch, 1)
             else:
                 for pid in found:
                     with contextlib.suppress(ProcessLookupError):

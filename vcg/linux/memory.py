@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 
 from vcg.linux.libc import check, libc, syscall
 
@@ -29,6 +31,8 @@ def bind_to_node(node: int) -> None:
     Raises:
         OSError: EINVAL if the node does not exist or is not allowed by the cpuset.
     """
+    if not 0 <= node < _MAX_NODES:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), f"memory node {node}")
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)
     mask = (ctypes.c_ulong * (_MAX_NODES // bits))()
     mask[node // bits] = 1 << node % bits

@@ -1,0 +1,304 @@
+"""Control groups in this host's own hierarchies: limits hold, and everything in a group can be ended and removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vcg.linux import cgroup, sched
+from vcg.linux.cgroup import CONTROLLERS, Group, Hierarchies
+
+pytestmark = pytest.mark.usefixtures("root")
+
+Make = Callable[..., Group]
+MIB = 1 << 20
+
+
+def soon_ns(seconds: float = 5.0) -> int:
+    return time.monotonic_ns() + int(seconds * 1e9)
+
+
+@pytest.fixture
+def make_group() -> Iterator[Make]:
+    """Make a group of this test's own, which is ended and removed afterwards."""
+    made: list[Group] = []
+
+    def make(controllers: tuple[str, ...] = CONTROLLERS) -> Group:
+        group = Group(cgroup.observe(), f"vcg-test-{os.getpid()}", controllers)
+        group.create()
+        made.append(group)
+        return group
+
+    yield make
+    for group in made:
+        cgroup.kill(group.directories, soon_ns())
+        assert not cgroup.remove(group.directories, soon_ns())
+
+
+def files_named(group: Group, *names: str) -> dict[str, str]:
+    """Content of the group's files with these names, by controller's name."""
+    paths = [directory / name for directory in group.directories for name in names]
+    return {path.name: path.read_text().strip() for path in paths if path.exists()}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("controller", "limit", "file", "content"),
+    [
+        ("cpuset", {"cpus": [0]}, {"v1": "cpuset.cpus", "v2": "cpuset.cpus"}, {"v1": "0", "v2": "0"}),
+        ("cpuset", {"node": 0}, {"v1": "cpuset.mems", "v2": "cpuset.mems"}, {"v1": "0", "v2": "0"}),
+        (
+            "memory",
+            {"memory_bytes": 8 * MIB},
+            {"v1": "memory.limit_in_bytes", "v2": "memory.max"},
+            {"v1": str(8 * MIB), "v2": str(8 * MIB)},
+        ),
+        ("pids", {"pids": 7}, {"v1": "pids.max", "v2": "pids.max"}, {"v1": "7", "v2": "7"}),
+        ("cpu", {"weight": 2.0}, {"v1": "cpu.shares", "v2": "cpu.weight"}, {"v1": "2048", "v2": "200"}),
+    ],
+)
+def test_a_limit_is_in_the_file_of_the_hierarchy_that_has_its_controller(
+    make_group: Make, controller: str, limit: dict[str, Any], file: dict[str, str], content: dict[str, str]
+) -> None:
+    group = make_group()
+    group.limit(**limit)
+    backend = cgroup.observe().backend(controller)
+    expected = {file[backend]: content[backend]} if backend else {}
+    assert files_named(group, *file.values()) == expected
+
+
+def test_a_memory_hog_is_killed_and_nothing_else(make_group: Make, in_child: Any) -> None:
+    group = make_group(("cpuset", "memory", "pids"))
+    group.limit(memory_bytes=32 * MIB)
+
+    def hog() -> int:
+        pid = os.fork()
+        if pid == 0:
+            group.enter()
+            held = [bytearray(os.urandom(MIB)) for _ in range(128)]
+            os._exit(len(held) % 2)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    assert in_child(hog) == -signal.SIGKILL
+
+
+def test_a_fork_bomb_stops_at_the_limit(make_group: Make, in_child: Any) -> None:
+    group = make_group(("cpuset", "memory", "pids"))
+    group.limit(pids=8)
+
+    def bomb() -> tuple[int, int | None]:
+        group.enter()
+        for number in range(64):
+            try:
+                pid = os.fork()
+            except OSError as error:
+                return number, error.errno
+            if pid == 0:
+                signal.pause()
+                os._exit(0)
+        return 64, None
+
+    assert in_child(bomb) == (7, errno.EAGAIN)
+    assert not cgroup.kill(group.directories, soon_ns())
+
+
+def test_real_time_scheduling_works_in_the_groups_of_a_fifo_dimension(make_group: Make, in_child: Any) -> None:
+    group = make_group(("cpuset", "memory", "pids"))
+
+    def act() -> int:
+        group.enter()
+        sched.set_fifo(10)
+        return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+
+    assert in_child(act) == os.SCHED_FIFO
+
+
+# ── membership ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_process_that_enters_is_in_every_hierarchy_of_the_group(make_group: Make, child_that: Any) -> None:
+    group = make_group()
+    served = {controller for controller in CONTROLLERS if cgroup.observe().backend(controller) == "v1"}
+    assert len(group.directories) == len(served) + (cgroup.observe().unified is not None)
+    with child_that(group.enter) as child:
+        assert [cgroup.members_below(path) for path in group.directories] == [{child.pid}] * len(group.directories)
+        assert group.members() == {child.pid}
+
+
+def test_a_controller_that_is_not_asked_for_is_not_entered(make_group: Make, child_that: Any) -> None:
+    before = cgroup.observe()
+    group = make_group(("memory", "pids"))
+
+    def act() -> Hierarchies:
+        group.enter()
+        return cgroup.observe()
+
+    with child_that(act) as child:
+        for controller in ("cpu", "cpuset"):
+            assert child.said.v1.get(controller) == before.v1.get(controller)
+        assert set(group.directories) == {
+            child.said.unified,
+            *(child.said.v1[name] for name in ("memory", "pids") if name in child.said.v1),
+        }
+
+
+def test_another_process_is_admitted_on_the_v2_side_only(make_group: Make, child_that: Any) -> None:
+    group = make_group()
+    with child_that(os.getpid) as child:
+        group.admit(child.pid)
+        holding = [path for path in group.directories if child.pid in cgroup.members_below(path)]
+    assert holding == [directory for directory in group.directories if (directory / "cgroup.kill").exists()]
+    assert len(holding) == 1
+
+
+def test_members_of_an_inner_group_count_for_the_outer(make_group: Make, child_that: Any) -> None:
+    outer = make_group()
+    inner = Group(outer, "inner", ("memory",))
+    inner.create()
+    with child_that(inner.enter) as child:
+        assert outer.members() == inner.members() == {child.pid}
+
+
+def test_a_group_that_exists_already_is_not_taken_over(make_group: Make) -> None:
+    group = make_group()
+    with pytest.raises(FileExistsError, match=group.directories[0].name):
+        group.create()
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fork_tree() -> list[int]:
+    """A process that ignores SIGTERM, with a stopped child and a daemon as grandchild; their pids."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told, tell = os.pipe()
+    if (stopped := os.fork()) == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    if (between := os.fork()) == 0:
+        if (daemon := os.fork()) == 0:
+            os.setsid()
+            signal.pause()
+        os.write(tell, daemon.to_bytes(4, "little"))
+        os._exit(0)
+    os.waitpid(between, 0)
+    os.waitpid(stopped, os.WUNTRACED)
+    return [os.getpid(), stopped, int.from_bytes(os.read(told, 4), "little")]
+
+
+@pytest.mark.parametrize("switch", [True, False], ids=["with cgroup.kill", "signal by signal"])
+def test_kill_ends_a_tree_of_daemons_and_stopped_processes(make_group: Make, child_that: Any, switch: bool) -> None:
+    group = make_group()
+
+    def act() -> list[int]:
+        group.enter()
+        return fork_tree()
+
+    directories = [path for path in group.directories if (path / "cgroup.kill").exists() is switch]
+    with child_that(act) as child:
+        assert len(child.said) == 3
+        assert all(map(is_alive, child.said))
+        assert not cgroup.kill(directories, soon_ns())
+        assert not group.members()
+        assert not any(map(is_alive, child.said))
+
+
+def test_kill_ends_what_forks_faster_than_it_can_be_listed(make_group: Make, child_that: Any) -> None:
+    group = make_group()
+    group.limit(pids=16)
+    end = time.monotonic() + 5  # should the kill fail
+
+    def hop() -> None:
+        group.enter()
+        if os.fork() == 0:
+            while time.monotonic() < end:
+                if os.fork():
+                    os._exit(0)
+            os._exit(0)
+
+    with child_that(hop):
+        assert not cgroup.kill(group.directories, soon_ns(3))
+        time.sleep(0.02)
+        assert not group.members()
+    assert time.monotonic() < end
+
+
+def test_kill_names_who_is_left_at_the_deadline(make_group: Make, child_that: Any) -> None:
+    group = make_group()
+    with child_that(group.enter) as child:
+        assert cgroup.kill(group.directories, time.monotonic_ns()) == {child.pid}
+
+
+def test_remove_leaves_nothing_of_a_group_and_its_inner_groups(make_group: Make) -> None:
+    group = make_group()
+    inner = Group(group, "inner")
+    inner.create()
+    assert not cgroup.remove(group.directories, soon_ns())
+    assert not any(path.exists() for path in [*group.directories, *inner.directories])
+    assert not cgroup.remove(group.directories, soon_ns())
+
+
+def test_remove_names_the_groups_that_are_in_use(make_group: Make, child_that: Any) -> None:
+    group = make_group()
+    with child_that(group.enter) as child:
+        assert set(cgroup.remove(group.directories, soon_ns(0.02))) == set(group.directories)
+        assert is_alive(child.pid)
+
+
+# ── v2, as far as it shows without its controllers ───────────────────────────────────────────────────────────────────
+
+
+def test_with_v2_controllers_everything_is_in_one_directory(tmp_path: Path) -> None:
+    outer = Group(Hierarchies(tmp_path, frozenset(CONTROLLERS), {}), "vcg-test")
+    outer.create()
+    inner = Group(outer, "d1")
+    inner.create()
+    inner.limit(cpus=[1, 0], node=0, memory_bytes=MIB, pids=3, weight=0.5)
+    assert outer.directories == [tmp_path / "vcg-test"]
+    assert inner.directories == [tmp_path / "vcg-test" / "d1"]
+    assert (tmp_path / "vcg-test" / "cgroup.subtree_control").read_text() == "+cpu +cpuset +memory +pids"
+    assert {path.name: path.read_text() for path in inner.directories[0].iterdir()} == {
+        "cpuset.cpus": "0,1",
+        "cpuset.mems": "0",
+        "memory.max": str(MIB),
+        "pids.max": "3",
+        "cpu.weight": "50",
+    }
+
+
+@pytest.mark.parametrize(("weight", "written"), [(0.001, "1"), (1.0, "100"), (1000.0, "10000")])
+def test_a_v2_weight_stays_in_the_kernels_range(tmp_path: Path, weight: float, written: str) -> None:
+    group = Group(Hierarchies(tmp_path, frozenset({"cpu"}), {}), "vcg-test")
+    group.create()
+    group.limit(weight=weight, memory_bytes=MIB)
+    assert (tmp_path / "vcg-test" / "cpu.weight").read_text() == written
+    assert not (tmp_path / "vcg-test" / "memory.max").exists()
+
+
+def test_an_error_names_the_file_and_the_value(make_group: Make) -> None:
+    group = make_group(("cpuset",))
+    with pytest.raises(OSError, match=r"cpuset\.cpus <- 9999"):
+        group.limit(cpus=[9999])
+
+
+def test_a_process_that_dies_leaves_its_group_empty(make_group: Make, child_that: Any) -> None:
+    group = make_group()
+    with child_that(group.enter):
+        assert group.members()
+    assert not group.members()

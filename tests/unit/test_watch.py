@@ -1,0 +1,104 @@
+"""A run's windows summed up: every record is counted once, and quantiles are as exact as their buckets."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcg import shm
+from vcg.shm import Cause, Outcome
+from vcg.watch import Tally
+
+PLANNED_NS = 10**12
+LATENESS = st.integers(min_value=0, max_value=10**10)
+ENTERED = st.sampled_from([Outcome.DONE, Outcome.OVERRUN])
+
+
+def record(
+    outcome: int, cause: int = Cause.NONE, lateness_ns: int = 0, budget_ns: int = 1000, used_ns: int = 400
+) -> bytes:
+    """One window record as a dimension writes it."""
+    entered = outcome in (Outcome.DONE, Outcome.OVERRUN)
+    fields = dict.fromkeys(shm.WINDOW.fields, 0) | {
+        "outcome": outcome,
+        "cause": cause,
+        "planned_ns": PLANNED_NS,
+        "entry_ns": PLANNED_NS + lateness_ns if entered else 0,
+        "budget_ns": budget_ns,
+        "used_ns": used_ns,
+    }
+    return struct.pack(f"={shm.WINDOW_WORDS}q", *fields.values())
+
+
+def tally_of(*records: bytes) -> Tally:
+    tally = Tally()
+    tally.add(b"".join(records))
+    return tally
+
+
+@given(st.lists(st.tuples(st.sampled_from(Outcome), st.sampled_from(Cause)), max_size=40), st.integers(0, 40))
+def test_every_window_is_counted_once_however_the_records_are_delivered(
+    windows: list[tuple[Outcome, Cause]], cut: int
+) -> None:
+    records = [record(outcome, cause) for outcome, cause in windows]
+    tally = tally_of(*records[:cut])
+    tally.add(b"".join(records[cut:]))
+    assert tally.windows == len(windows)
+    assert {outcome: count for outcome, count in tally.outcomes.items() if count} == Counter(o for o, _ in windows)
+    assert {cause: count for cause, count in tally.causes.items() if count} == Counter(c for _, c in windows)
+    assert tally.refused == 0
+
+
+@given(st.lists(LATENESS, min_size=1, max_size=200), st.floats(min_value=0, max_value=1))
+def test_a_quantile_is_at_most_a_thirty_second_above_the_true_one(lateness_ns: list[int], share: float) -> None:
+    tally = tally_of(*(record(Outcome.DONE, lateness_ns=late) for late in lateness_ns))
+    true_ns = sorted(lateness_ns)[max(1, ceil(share * len(lateness_ns))) - 1]
+    told_ns = tally.lateness_ns(share)
+    assert told_ns is not None
+    assert true_ns <= told_ns <= true_ns + max(1, true_ns / 32)
+    assert tally.lateness_max_ns == max(lateness_ns)
+
+
+def test_only_entered_windows_have_a_lateness_and_use_credit() -> None:
+    tally = tally_of(
+        record(Outcome.DONE, lateness_ns=100, budget_ns=1000, used_ns=250),
+        record(Outcome.OVERRUN, lateness_ns=300, budget_ns=1000, used_ns=1500),
+        record(Outcome.MISSED, Cause.LATE),
+        record(Outcome.SKIPPED),
+    )
+    assert sum(tally.lateness.values()) == 2
+    assert (tally.budget_ns, tally.used_ns, tally.lateness_max_ns) == (2000, 1750, 300)
+
+
+def test_an_entry_before_the_edge_is_no_lateness() -> None:
+    tally = tally_of(record(Outcome.DONE, lateness_ns=-50))
+    assert tally.lateness_ns(0.5) == 0
+
+
+@pytest.mark.parametrize(("outcome", "cause"), [(99, 0), (-1, 0), (Outcome.MISSED, 99), (2**62, -(2**62))])
+def test_a_record_with_unknown_values_is_refused_and_counted_as_nothing_else(outcome: int, cause: int) -> None:
+    tally = tally_of(record(Outcome.DONE, lateness_ns=100), record(outcome, cause), record(Outcome.SKIPPED))
+    assert tally.refused == 1
+    assert tally.windows == sum(tally.causes.values()) == 2
+    assert tally.summary()["refused_records"] == 1
+
+
+def test_the_summary_of_a_run_without_windows_has_no_lateness() -> None:
+    summary = Tally().summary()
+    assert [summary[f"lateness_{name}_ns"] for name in ("p50", "p99", "max")] == [None, None, None]
+    assert summary["windows"] == 0
+
+
+def test_the_summary_names_every_outcome_and_every_cause_of_a_miss() -> None:
+    summary = tally_of(record(Outcome.MISSED, Cause.BUSY), record(Outcome.DONE)).summary()
+    assert [summary[outcome.name.lower()] for outcome in Outcome] == [1, 0, 1, 0]
+    assert {name: count for name, count in summary.items() if name.startswith("missed_")} == {
+        "missed_busy": 1,
+        "missed_late": 0,
+        "missed_no_token": 0,
+    }
