@@ -23,17 +23,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from vcg import audit, floor, shm
+from vcg import audit, floor, shm, storage
+from vcg.errors import HostError, VcgError
 from vcg.floor import STATE_ROOT
-from vcg.floor import window_floor_ns as window_floor_ns
 from vcg.linux import cgroup, cpuidle, futex, libc, loop, memory, mount, sched
 
 MOUNT_ROOT = Path("/vcg")
@@ -112,7 +114,6 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
         root,
         check_kernel(),
         check_command("mkfs.ext4", "the images of loop-ext4 dimensions", "e2fsprogs", required=True),
-        check_filesystems(),
         check_memfd_seals(),
         check_futex(),
         check_clocksource(),
@@ -129,6 +130,7 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
     if root.ok:  # the others would only say again that root is missing
         checks += [
             check_private_mounts(),
+            check_filesystems(),
             check_loop_devices(state_root),
             *check_cgroups(),
             check_fifo(),
@@ -149,21 +151,33 @@ def install(checks: Iterable[Check]) -> list[str]:
         The packages, in order.
 
     Raises:
-        subprocess.CalledProcessError: apt-get failed; it has said why.
+        HostError: not root, no apt-get, or it failed; then it has said why on the terminal.
     """
     packages = list(dict.fromkeys(package for check in checks if not check.ok for package in check.packages))
-    if packages:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
-            subprocess.run(["apt-get", "--quiet", "--quiet", *command], env=environment, check=True, stdout=2)
+    if not packages:
+        return []
+    by_hand = f"install by hand: {' '.join(packages)}"
+    if os.geteuid() != 0:
+        raise HostError(f"--fix installs packages and needs root (try: sudo vcg doctor --fix), or {by_hand}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+        command = ["apt-get", "--quiet", "--quiet", *arguments]
+        try:
+            subprocess.run(command, env=environment, check=True, stdout=2)
+        except FileNotFoundError:
+            raise HostError(f"--fix knows no other installer than apt-get, which is not here: {by_hand}") from None
+        except subprocess.CalledProcessError as error:
+            raise HostError(
+                f"{' '.join(command)}: exit code {error.returncode}: are its sources reachable? Else {by_hand}"
+            ) from None
     return packages
 
 
 def attempt(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
-    """A check that passes unless the act raises ``OSError``; the act returns what was found."""
+    """A check that passes unless the act raises ``OSError`` or an error of ours; the act returns what was found."""
     try:
         return Check(name, True, act(), needed_for, fix, required)
-    except OSError as error:
+    except (OSError, VcgError) as error:
         return Check(name, False, str(error), needed_for, fix, required)
 
 
@@ -188,13 +202,6 @@ def kernel_version(release: str) -> tuple[int, int]:
 def check_command(name: str, needed_for: str, packages: str, *, required: bool) -> Check:
     path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     return Check(name, path is not None, path or "not found", needed_for, _INSTALL + packages, required)
-
-
-def check_filesystems() -> Check:
-    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
-    missing = sorted({"ext4", "tmpfs"} - known)
-    found = f"unknown to the kernel: {', '.join(missing)}" if missing else "ext4, tmpfs"
-    return Check("filesystems", not missing, found, "the dimensions' storage", "modprobe ext4", True)
 
 
 def check_memfd_seals() -> Check:
@@ -232,9 +239,14 @@ def check_futex() -> Check:
 
 
 def check_clocksource() -> Check:
-    found = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip()
+    def act() -> str:
+        found = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip()
+        if found != "tsc":
+            raise OSError(found)
+        return found
+
     fix = "boot with clocksource=tsc if the TSC is stable; else take a second look at every latency below 10 us"
-    return Check("clock source", found == "tsc", found, "reading the clock without a system call", fix, False)
+    return attempt(act, "clock source", "reading the clock without a system call", fix, required=False)
 
 
 def check_hypervisor() -> Check:
@@ -308,6 +320,26 @@ def check_private_mounts() -> Check:
     return attempt_in_child(act, "private mounts", "mounts that the kernel undoes by itself", fix, required=True)
 
 
+def check_filesystems() -> Check:
+    """Make and mount both kinds, small, as a run does; an ext4 that is a module is loaded by that."""
+
+    def act(place: Path) -> str:
+        mount.enter_private_namespace()
+        storage.mount_tmpfs(place, 2 * _PROBE_IMAGE_BYTES, None)
+        image, target = place / "ext4.img", place / "ext4"
+        target.mkdir()
+        storage.allocate(image, _PROBE_IMAGE_BYTES)
+        storage.make_filesystems([image])
+        storage.mount_ext4(image, target)
+        mount.unmount(target)
+        mount.unmount(place)
+        return "ext4 and tmpfs made and mounted"
+
+    fix = "modprobe ext4 loop; apt-get install e2fsprogs"
+    with tempfile.TemporaryDirectory(prefix="vcg-doctor-") as name:
+        return attempt_in_child(partial(act, Path(name)), "filesystems", "the dimensions' storage", fix, required=True)
+
+
 def check_loop_devices(state_root: Path) -> Check:
     def act() -> str:
         existing = next(path for path in (state_root, *state_root.parents) if path.exists())
@@ -324,17 +356,51 @@ def check_loop_devices(state_root: Path) -> Check:
     return attempt(act, "loop devices", "loop-ext4 dimensions", fix, required=True)
 
 
+def check_controller(observed: cgroup.Hierarchies, controller: str) -> Check:
+    """Whether one of :data:`cgroup.CONTROLLERS` serves our groups; if not, what is not enforced, and where it stops."""
+    name, without = f"cgroup {controller}", _WITHOUT_CONTROLLER[controller]
+    backend, unified = observed.backend(controller), observed.unified
+    if backend:
+        return Check(
+            name,
+            True,
+            f"{backend}, below {unified if backend == 'v2' else observed.v1[controller]}",
+            without,
+            "",
+            False,
+        )
+    fix = "mount its v1 hierarchy, or boot with the controller in the v2 tree (systemd.unified_cgroup_hierarchy=1)"
+    found = "neither in the v2 tree nor mounted as v1"
+    if unified and controller in _words(unified / "cgroup.controllers"):
+        handed_down = ", ".join(sorted(_words(unified / "cgroup.subtree_control"))) or "nothing"
+        found = f"there, but {unified}, in which this process was started, hands down {handed_down}"
+        is_root = not (unified / "cgroup.type").exists()  # only the root of the tree has no such file
+        fix = f"echo +{controller} >{unified / 'cgroup.subtree_control'}" if is_root else _ENTER_ROOT_GROUP
+    return Check(name, False, found, without, fix, False)
+
+
+def _words(file: Path) -> set[str]:
+    return set(file.read_text().split()) if file.exists() else set()
+
+
+_WITHOUT_CONTROLLER = {
+    "cpu": "CPU weights of SCHED_OTHER dimensions; without it all weigh the same",
+    "cpuset": "pinning by the kernel; without it by affinity only",
+    "memory": "memory limits; without it there are none",
+    "pids": "limits on forks; without it there are none",
+}
+_ENTER_ROOT_GROUP = (
+    "a group that holds processes can't hand controllers down, only the root of the tree can: start from there with "
+    "sudo sh -c 'echo 0 >/sys/fs/cgroup/cgroup.procs && exec vcg …'"
+)
+
+
 def check_cgroups() -> Iterator[Check]:
     """One check for each controller, and one that builds a group in every hierarchy below our own."""
     observed = cgroup.observe()
     unified = observed.unified
-    purposes = {"cpu": "CPU shares", "cpuset": "pinning", "memory": "memory limits", "pids": "limits on forks"}
     for controller in cgroup.CONTROLLERS:
-        backend = observed.backend(controller)
-        place = unified if backend == "v2" else observed.v1.get(controller)
-        found = f"{backend}, below {place}" if backend else "neither in the v2 tree nor mounted as v1"
-        fix = f"mount the controller, or delegate it (systemd: Delegate={controller})"
-        yield Check(f"cgroup {controller}", backend is not None, found, purposes[controller], fix, False)
+        yield check_controller(observed, controller)
 
     def build() -> str:
         if unified is None:
@@ -389,20 +455,22 @@ def check_leftovers(state_root: Path, mount_root: Path) -> Check:
 
 def check_floor(state_root: Path, *, measure_again: bool) -> Check:
     """The floor of the window, measured and kept in the state root if it is not known or is to be measured again."""
-    known = None if measure_again else floor.load(state_root)
-    measured = known or floor.measure()
-    if known is None:
-        floor.store(measured, state_root)
-    fix = "see the measurements in host.json in the state root; steal or a busy host are the usual reasons"
-    if measured.floor_ns is None:
-        found = "none of the tried windows is sustained"
-    else:
-        at = next(m for m in measured.measurements if m.period_ns == measured.floor_ns)
-        found = (
-            f"{measured.floor_ns / 1000:.0f} us (p99 lateness {at.lateness_p99_ns / 1000:.0f} us,"
-            f" {at.cpu_share:.0%} of a CPU), measured {measured.date}"
+
+    def act() -> str:
+        known = None if measure_again else floor.load(state_root)
+        measured = known or floor.measure()
+        if known is None:
+            floor.store(measured, state_root)
+        if measured.floor_ns is None:
+            raise HostError("none of the tried windows is sustained")
+        at = next(m for m in measured.measurements if m.period_ns == measured.floor_ns and m.sustained)
+        return (
+            f"{measured.floor_ns / 1000:.0f} us (p99 lateness {at.lateness_p99_ns / 1000:.3g} us, "
+            f"{at.cpu_share:.0%} of a CPU), measured {measured.date}"
         )
-    return Check("window floor", measured.floor_ns is not None, found, "refusing windows that can't be kept", fix, True)
+
+    fix = f"see the measurements in {state_root / 'host.json'}; steal or a busy host are the usual reasons"
+    return attempt(act, "window floor", "refusing windows that can't be kept", fix, required=True)
 
 
 def attempt_in_child(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
@@ -434,10 +502,11 @@ def _print(checks: list[Check], done: list[str], *, only_missing: bool) -> None:
             table.add_column(heading, overflow="fold")
         for check in shown:
             verdict = "[green]OK" if check.ok else "[red]MISSING" if check.required else "[yellow]MISSING"
-            table.add_row(check.name, verdict, check.found, check.needed_for)
+            table.add_row(check.name, verdict, escape(check.found), check.needed_for)
         console.print(table)
-    for check in missing:
-        console.print(f"[bold]{check.name}[/bold]: {check.fix}", soft_wrap=True)
+    for fix in dict.fromkeys(check.fix for check in missing):
+        names = ", ".join(check.name for check in missing if check.fix == fix)
+        console.print(f"[bold]{names}[/bold]: {escape(fix)}", soft_wrap=True)
     if done:
         console.print(f"installed: {', '.join(done)}")
     required = [check.name for check in missing if check.required]

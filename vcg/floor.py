@@ -10,12 +10,13 @@ is not used.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -30,9 +31,14 @@ from vcg.linux import clock, cpuidle, prctl
 STATE_ROOT = Path("/var/lib/vcg")
 """Where a floor is kept: it is the host's, so it stays at the default place whatever root a testbed names."""
 PERIODS_NS = (1_000_000, 500_000, 400_000, 300_000, 250_000, 200_000, 150_000, 100_000)
-"""The windows that are tried, longest first."""
-SECONDS = 0.4
-"""How long each is tried."""
+"""The windows that are tried, longest first, until one is not sustained."""
+SLOW_PERIODS_NS = (2_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000)
+"""Tried on a host that does not sustain the first of the others, shortest first, until one is sustained."""
+SECONDS = 0.3
+"""How long each is tried, or for :data:`MIN_EDGES` if that takes longer."""
+MIN_EDGES = 20
+TRIES = 2
+"""How often a period must fail: what else the host does for a moment can only make it look slower than it is."""
 MAX_SKIPPED_SHARE = 0.001
 MAX_CPU_SHARE = 0.5
 PRIORITY = 90
@@ -79,7 +85,9 @@ class Measurement:
 
     @classmethod
     def of(cls, alone: Alone) -> Measurement:
-        cuts = quantiles(alone.lateness_ns, n=100, method="inclusive")
+        """Percentiles over the publications; infinite if there are too few for any, because nearly all were skipped."""
+        known = len(alone.lateness_ns) >= 2
+        cuts = quantiles(alone.lateness_ns, n=100, method="inclusive") if known else [math.inf] * 99
         return cls(alone.period_ns, alone.edges, alone.skipped, cuts[49], cuts[98], alone.cpu_share)
 
     @property
@@ -122,6 +130,31 @@ def choose(measurements: Sequence[Measurement]) -> int | None:
     return min((m.period_ns for m in measurements if m.sustained), default=None)
 
 
+def search(measure_period: Callable[[int], Measurement]) -> tuple[Measurement, ...]:
+    """Try periods down to the first that is not sustained, or up to the first that is.
+
+    Args:
+        measure_period: of a period in ns.
+
+    Returns:
+        Every measurement that was made, in order.
+    """
+    made: list[Measurement] = []
+
+    def is_sustained(period_ns: int) -> bool:
+        for _ in range(TRIES):
+            made.append(measure_period(period_ns))
+            if made[-1].sustained:
+                return True
+        return False
+
+    if is_sustained(PERIODS_NS[0]):
+        all(is_sustained(period_ns) for period_ns in PERIODS_NS[1:])
+    else:
+        any(is_sustained(period_ns) for period_ns in SLOW_PERIODS_NS)
+    return tuple(made)
+
+
 def identity() -> HostIdentity:
     """The running kernel and the model of the first CPU (``unknown`` where /proc/cpuinfo names none)."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -130,13 +163,17 @@ def identity() -> HostIdentity:
 
 
 def measure(cpu: int | None = None) -> Floor:
-    """Try every period on one CPU (the last that we may use, unless told) and choose.
+    """Search on one CPU: unless told, the first that we may use, where a plan puts the RTD.
 
     Raises:
-        HostError: the measuring process failed; its last words are in the message.
+        HostError: not root, or the measuring process failed; its last words are in the message.
     """
-    place = max(os.sched_getaffinity(0)) if cpu is None else cpu
-    tried = tuple(Measurement.of(run_alone(period_ns, SECONDS, place)) for period_ns in PERIODS_NS)
+    place = min(os.sched_getaffinity(0)) if cpu is None else cpu
+
+    def measure_period(period_ns: int) -> Measurement:
+        return Measurement.of(run_alone(period_ns, max(SECONDS, MIN_EDGES * period_ns / 1e9), place))
+
+    tried = search(measure_period)
     return Floor(choose(tried), identity(), datetime.now(UTC).isoformat(timespec="seconds"), tried)
 
 
@@ -151,7 +188,7 @@ def store(floor: Floor, state_root: Path) -> Path:
 
 
 def load(state_root: Path) -> Floor | None:
-    """The stored floor, None if there is none for this kernel and CPU model.
+    """The stored floor, None if there is none for this kernel and CPU model, or none that we may read.
 
     Raises:
         HostError: the file is not one that :func:`store` wrote.
@@ -162,7 +199,7 @@ def load(state_root: Path) -> Floor | None:
         host = HostIdentity(**raw["host"])
         measurements = tuple(Measurement(**m) for m in raw["measurements"])
         floor = Floor(raw["floor_ns"], host, raw["date"], measurements)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise HostError(f"{path}: not a measured floor ({error}); remove it and run: vcg doctor") from error
@@ -170,7 +207,7 @@ def load(state_root: Path) -> Floor | None:
 
 
 def window_floor_ns(state_root: Path = STATE_ROOT) -> int | None:
-    """Shortest window that the RTD sustains on this host, None if that was not measured (run: vcg doctor).
+    """Shortest window that the RTD sustains on this host, None if that is not known (run: vcg doctor).
 
     Raises:
         HostError: the stored file is damaged.
@@ -183,16 +220,18 @@ def ensure() -> int:
     """The floor of this host in ns, measured first (some seconds) if it is not known yet.
 
     Raises:
-        HostError: this host sustains none of the periods that are tried.
+        HostError: this host sustains none of the periods that are tried; or the floor is not known, and could not be
+            measured (see :func:`measure`).
     """
     known = load(STATE_ROOT)
-    if known is None:
+    if known is None or known.floor_ns is None:
         known = measure()
         store(known, STATE_ROOT)
     if known.floor_ns is None:
-        longest_ms = max(PERIODS_NS) / 1e6
+        longest_ms = SLOW_PERIODS_NS[-1] / 1e6
         raise HostError(
-            f"the RTD does not keep up with any window up to {longest_ms:g} ms on this host: run vcg doctor"
+            f"the RTD does not keep up with any window up to {longest_ms:g} ms on this host: is it busy? "
+            f"(the measurements are in {STATE_ROOT / 'host.json'}; run vcg doctor to repeat them)"
         )
     return known.floor_ns
 
@@ -201,8 +240,10 @@ def run_alone(period_ns: int, seconds: float, cpu: int, priority: int = PRIORITY
     """Run an RTD with one waiter in a process of its own, for some time, and collect what it published.
 
     Raises:
-        HostError: it failed; its last words are in the message.
+        HostError: not root, or it failed; its last words are in the message.
     """
+    if os.geteuid() != 0:
+        raise HostError("measuring the floor of the window needs root (try: sudo vcg doctor)")
     edges = _WARM_UP_EDGES + round(seconds * 1e9 / period_ns)
     command = [sys.executable, "-m", "vcg.floor", *map(str, (period_ns, edges, cpu, priority))]
     pipe = subprocess.PIPE
@@ -215,8 +256,9 @@ def run_alone(period_ns: int, seconds: float, cpu: int, priority: int = PRIORITY
                     ticks = shm.attach(region.fileno())
                 lateness_ns, timer_late_ns, skipped = _follow(ticks, period_ns, process)
             process.stdin.close()  # it may go
-            last_words = process.stderr.read().decode().strip()
+            said = process.stderr.read().decode().split("\n")
             if process.wait() != 0:
+                last_words = next((line for line in reversed(said) if line), f"exit code {process.returncode}")
                 raise HostError(f"the RTD alone at {period_ns} ns on CPU {cpu} ended: {last_words}")
         except BaseException:
             process.kill()

@@ -145,17 +145,18 @@ def make(
     Args:
         testbed: as loaded.
         host: the CPUs that may be used, and their memory nodes.
-        floor_ns: shortest window that the RTD keeps on this host; None if it is not known.
+        floor_ns: shortest time between edges that the RTD keeps up with on this host; None if it is not known.
         is_device: whether a path is a device node; by default asks this host.
 
     Raises:
-        HostError: the testbed asks for CPUs, nodes or devices that the host lacks, or for windows below the floor; one
-            line for each.
+        HostError: the testbed asks for CPUs, nodes or devices that the host lacks, or for windows or edges closer to
+            each other than the floor; one line for each.
     """
+    rhythm = _cadences(testbed)
     problems = [
         *_missing_cpus(testbed, host),
         *_missing_devices(testbed, is_device or _is_device_node),
-        *_windows_below_floor(testbed, floor_ns),
+        *_faster_than_floor(testbed, rhythm, floor_ns),
     ]
     if problems:
         raise HostError("\n".join(problems))
@@ -163,7 +164,6 @@ def make(
     services = _place_services(testbed.placement, host)
     rtd, orchestrator, housekeeping = services
     cpus = _place_dimensions(testbed, host, housekeeping.cpus, rtd.cpus[0])
-    rhythm = _cadences(testbed)
     shares = credit_shares(
         [Fraction(d.amplitude) for d in testbed.dimensions.values()], cpus, _capacities(host.cpus, rtd.cpus[0])
     )
@@ -323,14 +323,38 @@ def _missing_devices(testbed: Testbed, is_device: Callable[[str], bool]) -> Iter
                 yield f"{name}: device {device}: expected a device node that exists on this host"
 
 
-def _windows_below_floor(testbed: Testbed, floor_ns: int | None) -> Iterable[str]:
-    for name, dimension in testbed.dimensions.items():
-        window_ns = testbed.base_window_ns / dimension.harmonic
-        if floor_ns is not None and window_ns < floor_ns:
-            yield (
-                f"{name}: window {show_duration(window_ns)} is shorter than the RTD's floor of "
-                f"{format_duration(floor_ns)} on this host (run: vcg doctor)"
-            )
+def _faster_than_floor(testbed: Testbed, rhythm: Sequence[Cadence], floor_ns: int | None) -> Iterable[str]:
+    """Windows, or else edges of all dimensions together, that follow each other faster than the RTD keeps up with."""
+    if floor_ns is None:
+        return
+    limit = f"the RTD's floor of {format_duration(floor_ns)} on this host (run: vcg doctor)"
+    short: dict[Fraction, list[str]] = {}
+    for name, cadence in zip(testbed.dimensions, rhythm, strict=True):
+        if cadence.period < floor_ns:
+            short.setdefault(cadence.period, []).append(name)
+    if short:
+        shown = "; ".join(f"{', '.join(names)}: window {show_duration(period)}" for period, names in short.items())
+        yield f"{shown}: expected at least {limit}: make base_window longer"
+        return
+    spacing = mean_spacing(rhythm, testbed.base_window_ns)
+    if spacing < floor_ns:
+        yield (
+            f"edges follow each other every {show_duration(spacing)} on average, the orchestrator's included: expected "
+            f"at least {limit}: make base_window longer, set stagger = false, or take fewer dimensions"
+        )
+
+
+def mean_spacing(rhythm: Sequence[Cadence], base_window_ns: int) -> Fraction:
+    """Mean time in ns between the edges that the RTD has to publish; one in each base window is the orchestrator's.
+
+    Windows that start together share an edge. Where the pattern is too long for a table they hardly ever do, and every
+    window counts.
+    """
+    if harmonics.fits_table(rhythm):
+        edges_per_ns = Fraction(len(harmonics.edge_table(rhythm)), harmonics.hyperperiod_ns(rhythm))
+    else:
+        edges_per_ns = sum((1 / cadence.period for cadence in rhythm), Fraction(0))
+    return 1 / (edges_per_ns + Fraction(1, base_window_ns))
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -1,4 +1,8 @@
-"""``vcg bench``: run one of the project's benchmarks and print its figures."""
+"""``vcg bench``: run one of the project's benchmarks and print its figures.
+
+The benchmarks are imported when the command is used: they pull in numpy and bcc, for which ``vcg sweep --help`` must
+not wait.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.bench import edge, probe, rtd, up
 from experiments.bench.figures import Benchmark, Comparison, Figure
 from experiments.bench.figures import Progress as Report
 from vcg import floor
 
-BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in (rtd, edge, up, probe)}
+
+def benchmarks() -> dict[str, Benchmark]:
+    """Every benchmark by its name, in the order in which ``make bench`` runs them."""
+    from experiments.bench import edge, probe, rtd, up
+
+    return {module.BENCHMARK.name: module.BENCHMARK for module in (rtd, edge, up, probe)}
 
 
 def bench(
@@ -38,13 +46,14 @@ def bench(
 
     Figures are medians over the runs, with the smallest and the largest run; a ratio is that of the two medians.
     """
+    known = benchmarks()
     if listed:
-        for benchmark in BENCHMARKS.values():
+        for benchmark in known.values():
             print(f"{benchmark.name:8} {benchmark.what}")
         return
-    chosen = BENCHMARKS.get(name or "")
+    chosen = known.get(name or "")
     if chosen is None:
-        raise typer.BadParameter(f"{name!r}: expected one of {', '.join(BENCHMARKS)}", param_hint="NAME")
+        raise typer.BadParameter(f"{name!r}: expected one of {', '.join(known)}", param_hint="NAME")
     if seconds is not None and chosen.seconds is None:
         raise typer.BadParameter(f"a run of {chosen.name!r} takes as long as it takes", param_hint="--seconds")
     runs, seconds = runs or chosen.runs, seconds or chosen.seconds or 0.0
@@ -88,7 +97,10 @@ def _print(benchmark: Benchmark, runs: int, host: dict[str, Any], figures: list[
         cells = [value, f"{low} - {high}"]
         if isinstance(figure, Comparison):
             cells.append(readable(figure.peer_value, figure.unit))
-            cells += [f"{figure.ratio:.2f}", f"{figure.ratio_low:.2f} - {figure.ratio_high:.2f}"]
+            cells += [
+                readable_ratio(figure.ratio),
+                f"{readable_ratio(figure.ratio_low)} - {readable_ratio(figure.ratio_high)}",
+            ]
         table.add_row(figure.name, *cells)
     console = Console(highlight=False)
     console.print(f"[bold]{benchmark.name}[/]: {benchmark.what}")
@@ -108,3 +120,8 @@ def readable(value: float, unit: str) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {larger}"
     return f"{value:.3g} ns"
+
+
+def readable_ratio(ratio: float) -> str:
+    """A ratio for people: two decimals, or two significant digits where that would hide it."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"

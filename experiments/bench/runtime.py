@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 import probes
-from vcg import config, shm
+from vcg import config, floor, shm
 from vcg import plan as planning
-from vcg.floor import window_floor_ns
 from vcg.linux import numa
 from vcg.plan import Plan
 from vcg.run import Run
@@ -45,7 +44,7 @@ def plan_of(testbed: str, place: Path, overrides: dict[str, Any] | None = None) 
     """
     roots = {"state_root": str(place / "state"), "mount_root": str(place / "mnt")}
     loaded = config.load(testbed, {**(overrides or {}), **roots})
-    return planning.make(loaded, numa.observe(), floor_ns=window_floor_ns())
+    return planning.make(loaded, numa.observe(), floor_ns=floor.ensure())
 
 
 @contextmanager

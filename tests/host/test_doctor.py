@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vcg import audit, doctor, floor
+from vcg import audit, config, doctor, floor, plan
 from vcg.errors import HostError
-from vcg.linux import sched
+from vcg.linux import numa, sched
 
 pytestmark = pytest.mark.usefixtures("root")
 NOBODY = 65534
@@ -50,7 +51,8 @@ def test_checks_of_other_packages_are_included(roots: Any) -> None:
     assert "kernel headers" in {check.name for check in doctor.examine(*roots, measure_again=False)}
 
 
-def test_what_still_lies_in_the_state_root_is_shown(roots: Any) -> None:
+def test_what_still_lies_in_the_state_root_is_shown(roots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_SHOWN", 1000)  # whatever other runs there are on this host
     (roots.state_root / "d4.img").touch()
     check = doctor.check_leftovers(*roots)
     assert not check.ok
@@ -87,6 +89,56 @@ def test_without_root_it_says_so_and_fails() -> None:
     assert [check["name"] for check in report["checks"] if check["required"] and not check["ok"]] == ["root"]
 
 
+def as_nobody(script: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, user=NOBODY, capture_output=True, text=True, check=False, cwd="/")
+
+
+def test_without_root_the_floor_is_not_measured_and_the_message_says_why() -> None:
+    done = as_nobody(
+        "from pathlib import Path; from vcg import errors, floor\n"
+        "floor.STATE_ROOT = Path('/nonexistent')\n"
+        "try: floor.ensure()\n"
+        "except errors.HostError as error: print(error)"
+    )
+    assert done.stdout == "measuring the floor of the window needs root (try: sudo vcg doctor)\n"
+
+
+def test_a_floor_that_may_not_be_read_is_not_known(roots: Any, known_floor: floor.Floor) -> None:
+    place = str(roots.state_root)
+    script = f"from pathlib import Path; from vcg import floor; print(floor.window_floor_ns(Path({place!r})))"
+    roots.state_root.parent.parent.chmod(0o755)
+    roots.state_root.parent.chmod(0o755)
+    assert as_nobody(script).stdout == f"{known_floor.floor_ns}\n"
+    roots.state_root.chmod(0o700)
+    assert as_nobody(script).stdout == "None\n"
+
+
+def test_filesystems_are_made_and_mounted_and_nothing_stays() -> None:
+    before = sorted(Path("/sys/block").glob("loop*/loop/backing_file"))
+    check = doctor.check_filesystems()
+    assert check.ok, check.found
+    assert not list(Path("/tmp").glob("vcg-doctor-*"))
+    deadline = time.monotonic() + 5
+    while sorted(Path("/sys/block").glob("loop*/loop/backing_file")) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [path for path in before if "vcg-doctor" in path.read_text()]
+
+
+def test_a_kernel_without_ext4_or_its_tools_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vcg.storage._PATH", {"PATH": "/nonexistent"})
+    check = doctor.check_filesystems()
+    assert (check.ok, check.required) == (False, True)
+    assert "mkfs.ext4" in check.found
+
+
+def test_a_damaged_floor_is_a_failed_check_that_names_the_file(roots: Any) -> None:
+    (roots.state_root / "host.json").write_text("{")
+    check = doctor.check_floor(roots.state_root, measure_again=False)
+    assert (check.ok, check.required) == (False, True)
+    assert "host.json" in check.found
+
+
 def test_the_clock_alone_publishes_every_edge_or_says_that_it_skipped_it() -> None:
     alone = floor.run_alone(1_000_000, 0.2, max(os.sched_getaffinity(0)))
     assert alone.edges == 200
@@ -96,14 +148,27 @@ def test_the_clock_alone_publishes_every_edge_or_says_that_it_skipped_it() -> No
 
 
 def test_a_clock_that_cannot_be_placed_says_why() -> None:
-    with pytest.raises(HostError, match="CPU 4095"):
+    with pytest.raises(HostError, match="CPU 4095 ended: OSError") as caught:
         floor.run_alone(1_000_000, 0.2, 4095)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_floor_is_measured_where_a_plan_puts_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    def run_alone(period_ns: int, seconds: float, cpu: int) -> floor.Alone:
+        places.append(cpu)
+        return floor.Alone(period_ns, round(seconds * 1e9 / period_ns), 0, 0.1, [0, 0], [0, 0])
+
+    monkeypatch.setattr(floor, "run_alone", run_alone)
+    assert floor.measure().floor_ns == floor.PERIODS_NS[-1]
+    assert set(places) == {plan.make(config.load("default"), numa.observe()).rtd.cpus[0]}
 
 
 def test_the_floor_is_measured_once_and_kept(roots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floor, "PERIODS_NS", (2_000_000,))
+    monkeypatch.setattr(floor, "PERIODS_NS", (5_000_000,))
     measured = doctor.check_floor(roots.state_root, measure_again=False)
     kept = floor.load(roots.state_root)
     assert kept is not None
-    assert [m.period_ns for m in kept.measurements] == [2_000_000]
+    assert kept.measurements[0].period_ns == 5_000_000
     assert doctor.check_floor(roots.state_root, measure_again=False) == measured

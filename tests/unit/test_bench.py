@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from statistics import median
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.bench import cyclictest, edge, runtime
-from experiments.bench.cli import readable
+from experiments.bench.cli import readable, readable_ratio
 from experiments.bench.figures import comparison, figure, interleave, quantile
 from vcg import shm
 
@@ -121,7 +123,13 @@ def test_an_edge_that_a_c_waiter_missed_counts_as_infinitely_late() -> None:
     lines = [
         f"{waiter} {number} 500" for waiter in (0, 1) for number in range(edges) if (waiter, number) != (1, edges - 1)
     ]
-    assert sorted(edge.parse_peer("\n".join(lines), edges)) == [500] * 5 + [float("inf")]
+    assert sorted(edge.parse_peer("\n".join(lines), 2, edges)) == [500] * 5 + [float("inf")]
+
+
+def test_a_c_waiter_without_a_line_missed_every_edge() -> None:
+    edges = runtime.WARM_UP_WINDOWS + 2
+    lines = [f"0 {number} 500" for number in range(edges)]
+    assert edge.parse_peer("\n".join(lines), 2, edges) == [500, 500, float("inf"), float("inf")]
 
 
 def test_lateness_counts_from_the_planned_edge_and_a_missed_window_is_infinitely_late() -> None:
@@ -152,3 +160,18 @@ def test_lateness_counts_from_the_planned_edge_and_a_missed_window_is_infinitely
 )
 def test_values_are_shown_in_the_unit_that_suits_them(value: float, unit: str, shown: str) -> None:
     assert readable(value, unit) == shown
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"), [(12.345, "12.35"), (1.149, "1.15"), (0.99, "0.99"), (0.0034, "0.0034"), (0.000_121, "0.00012")]
+)
+def test_a_ratio_is_never_shown_as_nothing(ratio: float, shown: str) -> None:
+    assert readable_ratio(ratio) == shown
+
+
+def test_the_commands_are_there_without_what_the_benchmarks_import() -> None:
+    script = (
+        "import sys, experiments.cli; print(*({'numpy', 'pandas', 'bcc', 'probes', 'pydantic'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

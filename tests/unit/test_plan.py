@@ -112,16 +112,55 @@ def test_everything_that_the_host_lacks_is_named_at_once() -> None:
     testbed = config.load("default", {"dimensions.d4.cpus": [9], "dimensions.d5.devices": ["/dev/x"]})
     with pytest.raises(HostError) as caught:
         plan.make(testbed, TWO, floor_ns=4_000_000, is_device=lambda path: False)
-    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["d4", "d5", "d1", "d2", "d3"]
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["d4", "d5", "d1, d2, d3"]
 
 
 def test_window_below_the_floor_is_refused() -> None:
     with pytest.raises(HostError) as caught:
         make(floor_ns=250_000, base_window="600us")
-    assert str(caught.value).splitlines()[0] == (
-        "d1: window 200us is shorter than the RTD's floor of 250us on this host (run: vcg doctor)"
+    assert str(caught.value) == (
+        "d1, d2, d3: window 200us: expected at least the RTD's floor of 250us on this host (run: vcg doctor): "
+        "make base_window longer"
     )
-    assert make(floor_ns=200_000, base_window="600us").base_window_ns == 600_000
+
+
+def test_all_windows_below_the_floor_are_named_in_one_line() -> None:
+    with pytest.raises(HostError) as caught:
+        make(floor_ns=250_000, base_window="30us")
+    shown = "d1, d2, d3: window 10us; d4, d5, d6: window 30us; d7, d8, d9: window 90us: expected at least"
+    assert str(caught.value).startswith(shown)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_edges_closer_than_the_floor_are_refused_although_each_window_is_longer() -> None:
+    # 27 edges in three base windows, and three of the orchestrator.
+    with pytest.raises(HostError) as caught:
+        make(floor_ns=100_001, base_window="1ms")
+    assert str(caught.value) == (
+        "edges follow each other every 100us on average, the orchestrator's included: expected at least the RTD's "
+        "floor of 100.001us on this host (run: vcg doctor): make base_window longer, set stagger = false, or take "
+        "fewer dimensions"
+    )
+    assert make(floor_ns=100_000, base_window="1ms").base_window_ns == 1_000_000
+    assert make(floor_ns=250_000, base_window="1ms", stagger=False).base_window_ns == 1_000_000
+
+
+def test_every_window_is_an_edge_where_the_pattern_never_repeats() -> None:
+    rhythm = [Cadence(Fraction(1_618_033_989)), Cadence(Fraction(2_718_281_829)), Cadence(Fraction(1_000_000_000))]
+    per_ns = sum(1 / cadence.period for cadence in rhythm) + Fraction(1, 500_000_000)
+    assert plan.mean_spacing(rhythm, 500_000_000) == 1 / per_ns
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 11)), min_size=1, max_size=6), st.integers(1, 12))
+def test_mean_spacing_counts_each_edge_of_a_hyperperiod_once(cadences: list[tuple[int, int]], base_window: int) -> None:
+    rhythm = [Cadence(Fraction(period), Fraction(phase % period)) for period, phase in cadences]
+    span = 27_720  # a multiple of every period up to 12
+    edges = {start for c in rhythm for start in range(int(c.phase), span, int(c.period))}
+    assert plan.mean_spacing(rhythm, base_window) == span / (len(edges) + Fraction(span, base_window))
+
+
+def test_without_a_known_floor_nothing_is_too_fast() -> None:
+    assert make(floor_ns=None, base_window="10us").base_window_ns == 10_000
 
 
 def test_cadences_are_exact_and_staggered() -> None:
