@@ -25,15 +25,19 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
+from experiments import reference, stats
 from vcg import config
 from vcg.config import Duration
 from vcg.document import Document, Location, did_you_mean, dotted, problems, read, show
 from vcg.errors import ConfigError, Problem
+from vcg.quantities import show_duration
 
 Probe = Literal["sched", "block", "migrate"]
 PROBES: tuple[Probe, ...] = ("sched", "block", "migrate")
+SHORTEST_NS = 600_000_000
+"""Of a trial after its warm-up: the reference thread's p99 must exist in it (some timers more than it takes)."""
 _READY = files("experiments") / "sweeps"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _LEVEL_FIELDS = ("probes",)
@@ -62,6 +66,15 @@ def _parse_axes(value: Any) -> dict[str, dict[str, dict[str, Any]]]:
     if not isinstance(value, dict):
         raise ValueError("expected tables [axes.AXIS.LEVEL]")
     return value
+
+
+def _check_duration(duration_ns: int) -> int:
+    if duration_ns < SHORTEST_NS:
+        raise ValueError(
+            f"expected at least {show_duration(SHORTEST_NS)}: the reference thread takes a sample every "
+            f"{show_duration(reference.PERIOD_NS)}, and its p99 needs {stats.minimum_samples(0.99)}"
+        )
+    return duration_ns
 
 
 _Share = Annotated[float, PlainValidator(_parse_fraction)]
@@ -95,7 +108,9 @@ class Sweep(_Strict):
     name: str = Field(description="its name; that of the file if absent")
     description: str = Field(default="", description="what question it answers")
     testbed: str = Field(description='a ready testbed such as "default", or a TOML file, relative to this one')
-    duration_ns: Duration = Field(alias="duration", description="length of a trial after its warm-up")
+    duration_ns: Annotated[Duration, AfterValidator(_check_duration)] = Field(
+        alias="duration", description="length of a trial after its warm-up"
+    )
     warmup_ns: Duration = Field(
         default=1_000_000_000, alias="warmup", description="time before that, recorded but left out of the statistics"
     )

@@ -5,8 +5,9 @@ and a trial in which the host itself was disturbed can be told from one in which
 own process (``python -m experiments.reference``), on one fixed CPU, at SCHED_FIFO above the dimensions and below the
 RTD. It is started before a trial is measured and stopped after it.
 
-Assumes root (SCHED_FIFO, mlockall). Trap: a late wake-up makes the next timers expire in the past; each of them is
-recorded with its lateness from its own planned time, none is left out.
+Assumes root (SCHED_FIFO, mlockall). Traps: a late wake-up makes the next timers expire in the past; each of them is
+recorded with its lateness from its own planned time, none is left out. A period that divides a window would meet the
+edges at the same phase for a whole trial, and at another one in the next; hence the prime.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from vcg.linux import clock, memory, prctl, sched
 
 PRIORITY = 88
 """SCHED_FIFO: below the RTD (90), above every dimension."""
-PERIOD_NS = 2_000_000
+PERIOD_NS = 1_900_009
+"""A prime, so incommensurate with every window: within each trial its timers fall on all phases of the edges alike."""
 
 HEADER = shm.Record(("magic", "ready", "stop", "count"))
 SAMPLE = shm.Record(("planned_ns", "wake_ns"))
@@ -54,7 +56,8 @@ class Reference:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Reference:
-        command = [sys.executable, "-m", "experiments.reference", str(self._fd), str(self._cpu), str(self._capacity)]
+        arguments = (os.getpid(), self._fd, self._cpu, self._capacity)
+        command = [sys.executable, "-m", "experiments.reference", *map(str, arguments)]
         # A session of its own: a Ctrl-C at the terminal is for the sweep to handle, not for this process to die of.
         self._process = subprocess.Popen(
             command, env={}, pass_fds=(self._fd,), stderr=subprocess.PIPE, start_new_session=True
@@ -126,10 +129,10 @@ def loop(words: memoryview, capacity: int) -> None:
 
 
 def main() -> None:
-    fd, cpu, capacity = (int(argument) for argument in sys.argv[1:])
+    parent, fd, cpu, capacity = (int(argument) for argument in sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prctl.die_with_parent(os.getppid())
-    prctl.set_name("vcg-reference")
+    prctl.die_with_parent(parent)
+    prctl.set_name("vcg:reference")
     sched.pin((cpu,))
     words = shm.attach(fd, writable=True)
     memory.lock_all()

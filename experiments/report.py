@@ -30,25 +30,28 @@ PROBE_TITLES = {
     "queue_to_complete_ns": "Loop-device I/O: from queueing to completion",
 }
 _DPI = 130
+FLAT_TOLERANCE = 0.02
+"""Relative difference from an oracle that is counted beside the verdicts, whatever tolerance these allow."""
 
 
 def write(directory: Path) -> Path:
     """Make ``report.html`` and ``plots/`` in a results directory; returns the report's path.
 
     Raises:
-        experiments.store.ResultsError: there are no results, or no trial is finished yet.
+        experiments.store.ResultsError: there are no results, no trial is finished yet, or a file can't be written.
     """
     results = Results(directory)
     if not results.records:
         raise store.ResultsError(f"{directory}: no finished trial yet; resume the sweep first")
     pictures = draw(results)
     folder = directory / "plots"
-    folder.mkdir(exist_ok=True)
+    with store.writing(folder):
+        folder.mkdir(exist_ok=True)
     inlined = {}
     for name, figure in pictures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI)
-        (folder / f"{name}.png").write_bytes(buffer.getvalue())
+        store.write_durably(folder / f"{name}.png", buffer.getvalue())
         inlined[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -58,6 +61,8 @@ def write(directory: Path) -> Path:
         "share": format_share,
         "ratio": format_ratio,
         "signed_ns": format_signed_ns,
+        "signed_share": format_signed_share,
+        "amount": format_amount,
     }
     template = environment.from_string((files("experiments") / "report.html.j2").read_text())
     path = directory / "report.html"
@@ -85,10 +90,20 @@ def format_signed_ns(value: float) -> str:
     return f"+{format_ns(value)}" if value > 0 else format_ns(value).replace("-", "−")
 
 
+def format_signed_share(value: float) -> str:
+    """A relative difference in percent, with its sign; a dash for none."""
+    return ("+" if 0 < value < np.inf else "") + format_share(value).replace("-", "−")
+
+
+def format_amount(value: float, name: str) -> str:
+    """A sum of the kind that its name tells: a duration, or a count."""
+    return format_ns(value) if name.endswith("_ns") else f"{value:,.0f}"
+
+
 def format_statistic(statistic: str, value: float, *, signed: bool = False) -> str:
     """A value of a column of the summary, in its unit."""
     if statistic.endswith("_share"):
-        return ("+" if signed and value > 0 else "") + format_share(value).replace("-", "−")
+        return format_signed_share(value) if signed else format_share(value)
     return format_signed_ns(value) if signed else format_ns(value)
 
 
@@ -123,7 +138,8 @@ def facts(results: Results) -> dict[str, Any]:
         "ranking": ranking.to_dict("records"),
         "comparisons": [_comparison_row(c) for found in comparisons.values() for c in found],
         "dimensions": dimension_rows(results),
-        "agreement": _agreement_rows(results),
+        "agreement": agreement_rows(results.agreement),
+        "run_delay": run_delay_rows(results.agreement),
         "probe_cost": _cost_rows(results),
         "void": trials.loc[trials["void"]].to_dict("records"),
         "trial_count": len(trials),
@@ -263,34 +279,64 @@ def dimension_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _agreement_rows(results: Results) -> list[dict[str, Any]]:
-    """Per probe and quantity: how often it agreed with its oracle, and the greatest difference, relative to it."""
-    frame = results.agreement
-    if frame.empty:
+def agreement_rows(agreement: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per probe and quantity: sums by both accounts, how many comparisons ended how, and why in words."""
+    return _compared(agreement, ["probe", "quantity"])
+
+
+def run_delay_rows(agreement: pd.DataFrame) -> list[dict[str, Any]]:
+    """The same per dimension, for the run delay: whether both accounts can agree depends on how a dimension waits."""
+    if agreement.empty:
         return []
-    relative = frame["difference"].abs() / frame["oracle"].abs().clip(lower=1)
-    frame = frame.assign(relative=relative)
+    return _compared(agreement.loc[agreement["quantity"] == "run_delay_ns"], ["dimension"])
+
+
+def _compared(agreement: pd.DataFrame, by: list[str]) -> list[dict[str, Any]]:
+    if agreement.empty:
+        return []
+    oracle, apart = agreement["oracle"].abs(), agreement["difference"].abs()
+    # Where the kernel counted nothing, anything of ours is infinitely far from it, and nothing is no difference.
+    relative = (apart / oracle.where(oracle > 0)).fillna(np.inf).where(apart > 0, 0.0)
+    agreement = agreement.assign(relative=relative)
     rows = []
-    for (probe, quantity), group in frame.groupby(["probe", "quantity"], sort=False):
-        worst = group.sort_values("relative").iloc[-1]
+    for keys, group in agreement.groupby(by, sort=False):
+        outcomes = {
+            outcome: group.loc[[agrees is outcome for agrees in group["agrees"]]] for outcome in (True, False, None)
+        }
+        measured, kernels = float(group["measured"].sum()), float(group["oracle"].sum())
+        reasons = {
+            "disagree": outcomes[False],
+            "not comparable": outcomes[None],
+            "agree, but with a remark": outcomes[True].loc[outcomes[True]["reason"] != ""],
+        }
         rows.append(
-            {
-                "probe": probe,
-                "quantity": quantity,
-                "compared": len(group),
-                "agreed": int((group["agrees"] == True).sum()),  # noqa: E712  None where nothing could be compared
-                "not_compared": int(group["agrees"].isna().sum()),
-                "measured": float(group["measured"].sum()),
-                "oracle": float(group["oracle"].sum()),
-                "worst": float(worst["relative"]),
-                "worst_where": f"{worst['trial']}, {worst['dimension']}",
+            dict(zip(by, map(str, keys), strict=True))
+            | {
+                "measured": measured,
+                "oracle": kernels,
+                "difference": (measured - kernels) / kernels if kernels else 0.0 if measured == kernels else np.inf,
+                "rows": len(group),
+                "within": int((group["relative"] <= FLAT_TOLERANCE).sum()),
+                "agreed": len(outcomes[True]),
+                "not_comparable": len(outcomes[None]),
+                "disagreed": len(outcomes[False]),
+                "why": [_worst_reason(what, found) for what, found in reasons.items() if len(found)],
             }
         )
     return rows
 
 
+def _worst_reason(what: str, rows: pd.DataFrame) -> str:
+    """What there is to say to some comparisons, by the example of the one that is furthest apart."""
+    worst = rows.sort_values("relative", kind="stable").iloc[-1]
+    allowed = "" if worst["reason"] else f"differs by {worst['difference']}, allowed {worst['tolerance']}"
+    apart = format_signed_share(float(np.copysign(worst["relative"], worst["difference"])))
+    place = f"{apart}, {worst['dimension']} in {worst['trial']}"
+    return f"{len(rows)} {what}: {worst['reason'] or allowed} ({'worst: ' if len(rows) > 1 else ''}{place})"
+
+
 def _cost_rows(results: Results) -> list[dict[str, Any]]:
-    """Per BPF program: runs, time per run, and share of one CPU, medians over trials."""
+    """Per BPF program: runs, time per run and share of one CPU, medians over trials; missed events of all trials."""
     frame = results.probe_cost
     if frame.empty:
         return []
@@ -306,6 +352,7 @@ def _cost_rows(results: Results) -> list[dict[str, Any]]:
                 "runs": int(group["runs"].median()),
                 "ns_per_run": float(group["run_ns"].sum()) / runs if runs else np.nan,
                 "cpu_share": float(group["cpu_share"].median()),
+                "missed": int(group["missed"].sum()),
             }
         )
     return rows

@@ -88,7 +88,7 @@ def prepare(file: SweepFile, out: Path) -> tuple[dict[str, Any], list[Configurat
     found = configurations(file)
     recorded = store.read_manifest(out) if (out / "manifest.json").exists() else None
     if recorded is None:
-        if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
+        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise ResultsError(f"{out}: not empty, and no results of a sweep; expected a new directory")
         seed = file.sweep.seed if file.sweep.seed is not None else secrets.randbits(32)
     else:
@@ -138,14 +138,14 @@ def run(file: SweepFile, out: Path, on_event: Callable[[Event], None]) -> Ending
         on_event: told what is going on, several times a second.
 
     Raises:
-        vcg.errors.VcgError: a trial could not be run; the finished ones are kept.
+        vcg.errors.VcgError: a trial could not be run or stored, or a window is too short for this host, which is found
+            out before the first trial; the finished ones are kept.
     """
     if os.geteuid() != 0:
         raise HostError("a sweep needs root: it mounts, pins and confines (try: sudo vcg sweep run …, or --dry-run)")
     sweep = file.sweep
     document, found, planned = prepare(file, out)
-    shape = numa.observe()
-    floor_ns = floor.window_floor_ns()
+    shape, floor_ns = numa.observe(), floor.ensure()
     # Every configuration must fit this host before the first trial is run, not in the middle of the night.
     plans = {c.id: testbed_plan.make(from_mapping(c.testbed), shape, floor_ns=floor_ns) for c in found}
     with store.exclusive(out), _stop_on_signal() as stopping, Instruments() as instruments:
@@ -154,9 +154,9 @@ def run(file: SweepFile, out: Path, on_event: Callable[[Event], None]) -> Ending
         document.setdefault("reference", _reference_settings(cpu))
         document["starts"] = [*document.get("starts", []), begin]
         document.setdefault("plans", {identity: {**asdict(made), "testbed": {}} for identity, made in plans.items()})
+        store.write_manifest(out, document)  # first: without one the directory could not be resumed
         if not (out / "sweep.toml").exists():
             store.write_durably(out / "sweep.toml", file.text)
-        store.write_manifest(out, document)
 
         records = store.read_records(out)
         spent: list[float] = []

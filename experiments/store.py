@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -166,8 +167,9 @@ class TrialRecord:
         void_reasons: empty if the trial counts.
         facts: figures of the host over the interval, see :class:`experiments.trial.HostFacts`.
         lost: events lost, by probe, and window records.
+        refused: the first window records that can't be what a dimension did, and why.
         agreement: rows of the probes against their oracles.
-        probe_cost: rows of runs and run time of each BPF program.
+        probe_cost: rows of runs, run time and missed events of each BPF program.
         statistics: the runtime's own counters.
     """
 
@@ -187,6 +189,7 @@ class TrialRecord:
     void_reasons: list[str]
     facts: dict[str, Any]
     lost: dict[str, int] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
     agreement: list[dict[str, Any]] = field(default_factory=list)
     probe_cost: list[dict[str, Any]] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
@@ -208,15 +211,41 @@ def schema(table: str, axes: Iterable[str] = ()) -> pa.Schema:
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name what could not be written, and what to do about it.
+
+    Raises:
+        ResultsError: a full disk, a read-only one, a limit of the user or of the file's directory.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ResultsError(
+            f"{path}: cannot be written ({reason}); what was finished before is kept: make room, or whatever is "
+            "missing, then give the same command with the same directory again"
+        ) from error
+
+
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that after a crash it holds either the old content or the new."""
+    """Replace a file so that after a crash, or on a full disk, it holds either the old content or the new.
+
+    Raises:
+        ResultsError: it can't be written.
+    """
     hidden = path.with_name(f".{path.name}.partial")
-    with hidden.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    hidden.rename(path)
-    _sync(path.parent)
+    try:
+        with writing(path):
+            with hidden.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.rename(path)
+            _sync(path.parent)
+    except ResultsError:
+        hidden.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:
@@ -250,26 +279,32 @@ def write_trial(directory: Path, record: TrialRecord, tables: Mapping[str, pd.Da
 
     Returns:
         The trial's directory.
+
+    Raises:
+        ResultsError: it can't be written; nothing of it is left.
     """
     trials = directory / "trials"
-    trials.mkdir(exist_ok=True)
-    hidden = trials / f".{record.trial}.partial"
-    if hidden.exists():
-        shutil.rmtree(hidden)
-    hidden.mkdir()
-    for name in TRIAL_TABLES:
-        pq.write_table(to_arrow(name, tables[name]), hidden / f"{name}.parquet", compression="zstd")
-    (hidden / "trial.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
-    for path in (*hidden.iterdir(), hidden):
-        _sync(path)
-    final = trials / record.trial
-    hidden.rename(final)
-    _sync(trials)
+    hidden, final = trials / f".{record.trial}.partial", trials / record.trial
+    text = json.dumps(asdict(record), indent=1, allow_nan=False)
+    try:
+        with writing(final):
+            trials.mkdir(exist_ok=True)
+            hidden.mkdir()
+            for name in TRIAL_TABLES:
+                pq.write_table(to_arrow(name, tables[name]), hidden / f"{name}.parquet", compression="zstd")
+            (hidden / "trial.json").write_text(f"{text}\n")
+            for path in (*hidden.iterdir(), hidden):
+                _sync(path)
+            hidden.rename(final)
+            _sync(trials)
+    except ResultsError:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
     return final
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    write_durably(directory / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    write_durably(directory / "manifest.json", (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_summary(directory: Path) -> None:
@@ -286,10 +321,12 @@ def exclusive(directory: Path) -> Iterator[None]:
     """Hold a results directory for one writer, and clear away what a killed one left half written.
 
     Raises:
-        ResultsError: another sweep is writing into it.
+        ResultsError: another sweep is writing into it, or nobody can.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        opened = (directory / ".lock").open("w")
+    with opened as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -419,7 +456,7 @@ class Results:
                     "void": bool(record.void_reasons),
                     "void_reasons": "; ".join(record.void_reasons),
                     "started_at": record.started_at,
-                    **record.facts,
+                    **{name: math.nan if value is None else value for name, value in record.facts.items()},
                 }
                 for record in self.records
             ]
@@ -438,12 +475,12 @@ class Results:
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
-        """Every probe against its oracle: trial, probe, quantity, dimension, measured, oracle, difference, agrees."""
+        """Every probe against its oracle: trial, and the fields of :class:`probes.AgreementRow`."""
         return pd.DataFrame([{"trial": r.trial, **row} for r in self.records for row in r.agreement])
 
     @cached_property
     def probe_cost(self) -> pd.DataFrame:
-        """What the probes themselves took: trial, probe, program, runs, run_ns."""
+        """What the probes themselves took: trial, probe, program, runs, run_ns, missed."""
         return pd.DataFrame([{"trial": r.trial, **row} for r in self.records for row in r.probe_cost])
 
     @staticmethod

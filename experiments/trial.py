@@ -1,8 +1,8 @@
 """One trial: bring a testbed up, run it under the probes and beside the reference thread, and decide whether it counts.
 
-:func:`run_trial` acts; what it decides by is pure: :func:`window_rows` (records to rows), :func:`void_reasons` (facts
-and declared limits to reasons). Nothing here looks at whether a result is good: a trial is void only for reasons that
-the sweep file declared beforehand.
+:func:`run_trial` acts; what it decides by is pure: :func:`believable` (records that a dimension can have meant),
+:func:`window_rows` (records to rows), :func:`void_reasons` (facts and declared limits to reasons). Nothing here looks
+at whether a result is good: a trial is void only for reasons that were declared beforehand.
 
 Traps: the probes and their oracles are read before the first edge and after the last window has ended and the disks
 are quiet, so their figures include the warm-up. CPU time in ``/proc/stat`` is sampled at ticks, and windows that keep
@@ -31,8 +31,10 @@ from experiments.plan import Limits, Trial
 from experiments.store import TABLES, TrialRecord
 from vcg import shm
 from vcg.errors import VcgError
+from vcg.linux import mount
 from vcg.plan import DimensionPlan, Plan
 from vcg.run import Run
+from vcg.shm import Cause, Outcome
 
 DRAIN_S = 0.1
 _MARGIN_S = 30.0
@@ -40,6 +42,10 @@ _MARGIN_S = 30.0
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
+_SHOWN_REFUSALS = 20
+
+Records = np.ndarray[Any, np.dtype[np.void]]
+"""Window records, as a structured array with the fields of :data:`vcg.shm.WINDOW`."""
 
 
 class TrialError(VcgError):
@@ -59,20 +65,23 @@ class HostFacts:
         steal_share: CPU time that the hypervisor withheld, of all CPUs' time.
         foreign_cpu_share: CPU time of processes that are neither ours nor the kernel's, of all CPUs' time.
         throttled: periods in which a cgroup of ours or above ours used up its CPU quota.
-        reference_p50_ns, reference_p99_ns: lateness of the reference thread after the warm-up; NaN if refused.
+        reference_p50_ns, reference_p99_ns: lateness of the reference thread after the warm-up; None if there are too
+            few samples.
         lost_events: events that a probe had to drop, and window records overwritten before they were read; ``lost`` of
             the trial's record says where.
         disagreements: quantities in which a probe and its oracle differ by more than the probe allows.
+        refused_records: window records that can't be what a dimension did, see :func:`believable`.
     """
 
     wall_ns: int
     steal_share: float
     foreign_cpu_share: float
     throttled: int
-    reference_p50_ns: float
-    reference_p99_ns: float
+    reference_p50_ns: float | None
+    reference_p99_ns: float | None
     lost_events: int
     disagreements: int
+    refused_records: int
 
 
 def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> list[str]:
@@ -96,13 +105,17 @@ def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> li
     if facts.throttled:
         reasons.append(f"a CPU quota ran out in {facts.throttled} periods (limit 0)")
     p99 = facts.reference_p99_ns
-    if p99 > limits.reference_p99_ns:
+    if p99 is None:
+        reasons.append(f"too few samples for a reference p99 (needs {stats.minimum_samples(0.99)})")
+    elif p99 > limits.reference_p99_ns:
         reasons.append(f"reference p99 {p99 / 1e3:.0f} us (limit {limits.reference_p99_ns / 1e3:.0f} us)")
-    if p99 > limits.reference_p99_factor * baseline_p99_ns:
+    if p99 is not None and p99 > limits.reference_p99_factor * baseline_p99_ns:
         reasons.append(
             f"reference p99 {p99 / 1e3:.0f} us is {p99 / baseline_p99_ns:.1f} times that of the idle host "
             f"(limit {limits.reference_p99_factor:g} times)"
         )
+    if facts.refused_records:
+        reasons.append(f"{facts.refused_records} window records refused (limit 0)")
     if facts.lost_events > limits.lost_events:
         reasons.append(f"{facts.lost_events} events lost (limit {limits.lost_events})")
     if facts.disagreements > limits.oracle_disagreements:
@@ -125,16 +138,57 @@ def planned_ns(dimension: DimensionPlan, count: int, start_ns: int) -> np.ndarra
     return np.array([start_ns + (c * b + n * a * d) // (b * d) for n in range(count)], dtype=np.int64)
 
 
+def believable(raw: bytes, dimension: DimensionPlan, start_ns: int, before_ns: int) -> tuple[Records, list[str]]:
+    """Sort out which records can be what a dimension did.
+
+    A dimension writes its own page, so whatever stands there is hostile input: an outcome or a cause that does not
+    exist, a window recorded twice (the first record stays) or at another time than it was planned, an entry before
+    the edge, an end before the entry or in the future.
+
+    Args:
+        raw: records (:data:`vcg.shm.WINDOW`) of one dimension, in the order in which they were written.
+        dimension: from the plan.
+        start_ns: planned edge of window 0, before phases.
+        before_ns: CLOCK_MONOTONIC after the last record was read.
+
+    Returns:
+        The records that are believed, with those of the last windows, which began before ``before_ns``; and for each
+        of the others why it is not.
+    """
+    found = np.frombuffer(raw, dtype=_RECORD)
+    count = planned_count(dimension, before_ns - start_ns)
+    there = (found["window"] >= 0) & (found["window"] < count)
+    planned = planned_ns(dimension, count, start_ns)[np.where(there, found["window"], 0)] if count else found["window"]
+    first = np.zeros(len(found), dtype=bool)
+    first[np.unique(found["window"], return_index=True)[1]] = True
+    entered = np.isin(found["outcome"], [Outcome.DONE, Outcome.OVERRUN])
+    in_order = (planned <= found["entry_ns"]) & (found["entry_ns"] <= found["finish_ns"])
+    checks = {
+        "not a window of this run": there,
+        "unknown outcome": np.isin(found["outcome"], list(Outcome)),
+        "unknown cause": np.isin(found["cause"], list(Cause)),
+        "not planned for this time": found["planned_ns"] == planned,
+        "entry or end out of order": ~entered | in_order,
+        "ends in the future": (found["finish_ns"] <= before_ns) & (found["wake_ns"] <= before_ns),
+        "recorded twice": first,
+    }
+    refused = [
+        f"{dimension.name}: window {found['window'][n]}: {next(why for why, fine in checks.items() if not fine[n])}"
+        for n in np.flatnonzero(~np.logical_and.reduce(list(checks.values())))
+    ]
+    return found[np.logical_and.reduce(list(checks.values()))], refused
+
+
 def window_rows(
-    records: Mapping[str, bytes], dimensions: Iterable[DimensionPlan], start_ns: int, warmup_ns: int, duration_ns: int
+    records: Mapping[str, Records], dimensions: Iterable[DimensionPlan], start_ns: int, warmup_ns: int, duration_ns: int
 ) -> pd.DataFrame:
-    """The table ``windows`` of a trial, from the records that the dimensions wrote.
+    """The table ``windows`` of a trial, from what the dimensions recorded.
 
     Every window planned before the end of the trial has a row, also one that nobody recorded; windows that began
     while the run was being halted are not part of the trial.
 
     Args:
-        records: dimension -> WINDOW records (:data:`vcg.shm.WINDOW`), in any order.
+        records: dimension -> its records, from :func:`believable`.
         dimensions: of the plan.
         start_ns: planned edge of window 0, before phases.
         warmup_ns: length of the warm-up.
@@ -142,38 +196,24 @@ def window_rows(
 
     Returns:
         All columns of the table but ``trial``.
-
-    Raises:
-        TrialError: a window was recorded twice, or at another time than it was planned.
     """
-    parts = [_dimension_rows(records.get(d.name, b""), d, start_ns, warmup_ns, duration_ns) for d in dimensions]
+    parts = [_dimension_rows(records[d.name], d, start_ns, warmup_ns, duration_ns) for d in dimensions]
     return pd.concat(parts, ignore_index=True)
 
 
 def _dimension_rows(
-    raw: bytes, dimension: DimensionPlan, start_ns: int, warmup_ns: int, duration_ns: int
+    found: Records, dimension: DimensionPlan, start_ns: int, warmup_ns: int, duration_ns: int
 ) -> pd.DataFrame:
     count = planned_count(dimension, warmup_ns + duration_ns)
     planned = planned_ns(dimension, count, start_ns)
-    found = np.frombuffer(raw, dtype=_RECORD)
-    found = found[(found["window"] >= 0) & (found["window"] < count)]
-    numbers, times_each = np.unique(found["window"], return_counts=True)
-    if (times_each > 1).any():
-        raise TrialError(f"{dimension.name}: window {numbers[times_each > 1][0]} was recorded twice; expected once")
-    wrong = found["planned_ns"] != planned[found["window"]]
-    if wrong.any():
-        first = found[wrong][0]
-        expected = planned[first["window"]]
-        raise TrialError(
-            f"{dimension.name}: window {first['window']} was recorded at {first['planned_ns']}, expected {expected} ns"
-        )
+    found = found[found["window"] < count]
     rows = np.zeros(count, dtype=_RECORD)
     rows[found["window"]] = found
     recorded = np.zeros(count, dtype=bool)
     recorded[found["window"]] = True
-    names = {int(outcome): outcome.name.lower() for outcome in shm.Outcome}
+    names = {int(outcome): outcome.name.lower() for outcome in Outcome}
     outcome = [names[int(o)] if seen else "unrecorded" for o, seen in zip(rows["outcome"], recorded, strict=True)]
-    causes = {int(cause): cause.name.lower() for cause in shm.Cause}
+    causes = {int(cause): cause.name.lower() for cause in Cause}
     entered = pd.Series(outcome).isin(stats.ENTERED).to_numpy()
 
     def nullable(values: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> pd.Series:
@@ -288,13 +328,11 @@ def _cpu_ns(pid: int) -> int:
 def _throttled(pids: Iterable[int]) -> int:
     """Throttled periods (``cpu.stat``) of the cpu cgroups of some processes, and of all groups above them."""
     points: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split()[:3]
-        if kind == "cgroup2":
-            points.setdefault("", Path(left.split()[4]))
-        elif kind == "cgroup" and "cpu" in options.split(","):
-            points.setdefault("cpu", Path(left.split()[4]))
+    for found in mount.mounts():
+        if found.fstype == "cgroup2":
+            points.setdefault("", found.point)
+        elif found.fstype == "cgroup" and "cpu" in found.options:
+            points.setdefault("cpu", found.point)
     groups: set[Path] = set()
     for pid in pids:
         try:
@@ -379,6 +417,18 @@ class Instruments:
         return self._session
 
 
+def observe(session: probes.Session, run: Run) -> None:
+    """Have the probes follow every dimension of a run that has been brought up, and watch its loop devices.
+
+    Raises:
+        probes.ProbeError: a dimension is unknown to the session, or followed already.
+    """
+    for name, pid in run.dimension_pids.items():
+        session.follow(pid, name)
+    for name, (major, minor) in run.loops.items():
+        session.watch_device(major, minor, name)
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a running trial is: seconds of it that have passed, and that it takes."""
@@ -433,10 +483,7 @@ def run_trial(
         session = instruments.session(configuration.probes, tuple(records))
         run = stack.enter_context(Run(plan))
         if session:
-            for name, pid in run.dimension_pids.items():
-                session.follow(pid, name)
-            for name, (major, minor) in run.loops.items():
-                session.watch_device(major, minor, name)
+            observe(session, run)
         clockwork = stack.enter_context(reference.Reference(reference_cpu, total_ns / 1e9 + _MARGIN_S))
         pids = [*run.dimension_pids.values(), *run.service_pids.values(), clockwork.pid]
         os.sync()
@@ -453,6 +500,7 @@ def run_trial(
             on_progress(Progress(min(total_ns, time.monotonic_ns() - start_ns) / 1e9, total_ns / 1e9))
         run.halt()
         drain()
+        drained_ns = time.monotonic_ns()
         after = sample_host(pids)
         samples = reference_rows(clockwork.stop(), start_ns, warmup_ns)
         os.sync()
@@ -472,9 +520,12 @@ def run_trial(
         histograms = _frame(histograms, [asdict(row) for row in delta.histograms])
         counters = _frame(counters, [asdict(row) for row in delta.counters])
 
-    windows = window_rows(
-        {name: bytes(raw) for name, raw in records.items()}, plan.dimensions, start_ns, warmup_ns, duration_ns
-    )
+    believed: dict[str, Records] = {}
+    refused: list[str] = []
+    for d in plan.dimensions:
+        believed[d.name], not_believed = believable(bytes(records[d.name]), d, start_ns, drained_ns)
+        refused += not_believed
+    windows = window_rows(believed, plan.dimensions, start_ns, warmup_ns, duration_ns)
     steal_share, foreign_share = host_shares(before, after)
     measured = samples.loc[~samples["warmup"], "lateness_ns"].to_numpy(dtype=float)
     facts = HostFacts(
@@ -482,10 +533,11 @@ def run_trial(
         steal_share=steal_share,
         foreign_cpu_share=foreign_share,
         throttled=max(0, after.throttled - before.throttled),
-        reference_p50_ns=stats.quantile(measured, 0.5).value,
-        reference_p99_ns=stats.quantile(measured, 0.99).value,
+        reference_p50_ns=_value(stats.quantile(measured, 0.5)),
+        reference_p99_ns=_value(stats.quantile(measured, 0.99)),
         lost_events=sum(lost.values()),
         disagreements=sum(row.agrees is False for row in agreement),
+        refused_records=len(refused),
     )
     name = trial.id if attempt == 0 else f"{trial.id}-r{attempt}"
     record = TrialRecord(
@@ -515,6 +567,7 @@ def run_trial(
         void_reasons=void_reasons(facts, limits, baseline_p99_ns),
         facts=asdict(facts),
         lost=lost,
+        refused=refused[:_SHOWN_REFUSALS],
         agreement=[asdict(row) for row in agreement],
         probe_cost=cost,
         statistics=statistics,
@@ -523,6 +576,10 @@ def run_trial(
     for frame in tables.values():
         frame["trial"] = name
     return record, tables
+
+
+def _value(quantile: stats.Quantile) -> float | None:
+    return None if quantile.reason else quantile.value
 
 
 def _no_rows(table: str) -> pd.DataFrame:

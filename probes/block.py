@@ -28,8 +28,8 @@ the newer of the two: ``ambiguous`` counts them.
 
 The oracle is ``/sys/block/loopN/stat``, over an interval at whose ends nothing is in flight: the counts and bytes are
 equal. They are taken at the issue because that happens in a task that does I/O, whereas a completion may interrupt any
-task, and there are hosts (sandboxes) whose kernel runs no BPF program while a task of their own agent is the current
-one. What that costs is shown by ``completions``, compared with a tolerance of 2 %.
+task, and on some virtual machines the kernel runs no BPF program while certain tasks are current. What that costs is
+shown by ``completions``, compared with a tolerance of 2 %.
 ``block_io_start`` and ``block_io_done``, which only newer kernels have, are not used: ``block_getrq`` fires where
 the former does and exists on all; the latter
 fires twice for flush sequences, just as ``block_rq_complete``.

@@ -22,10 +22,11 @@ from rich.text import Text
 from probes.errors import ProbeError
 from probes.session import PROBES, Session, attach
 from probes.snapshot import AgreementRow, HistogramRow, Snapshot
-from vcg.errors import VcgError
+from vcg.cli import parse_option
+from vcg.errors import ConfigError, Problem, VcgError
 from vcg.histogram import OVERFLOW, bounds, bucket_of, quantile
 from vcg.linux.clock import now_ns
-from vcg.quantities import parse_duration, show_duration
+from vcg.quantities import show_duration
 
 DEFAULT_LENGTH_NS = 10_000_000_000
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
@@ -113,12 +114,12 @@ def _probe(
     numbers = {device.removeprefix("/dev/"): _device_number(device) for device in devices or []}
     labels = [*wanted, *(["command"] if command else []), *numbers]
     if not labels:
-        expected = "--device" if names == ["block"] else "--pid, or a command after --"
-        raise ProbeError(f"vcg probe {names[0] if len(names) == 1 else 'all'}: nothing to observe: expected {expected}")
-    try:
-        length_ns = parse_duration(length) if length else (None if command else DEFAULT_LENGTH_NS)
-    except ValueError as error:
-        raise ProbeError(f"--for {length}: {error}") from None
+        expected = "expected --device" if names == ["block"] else "expected --pid, or a command after --"
+        what = f"vcg probe {names[0] if len(names) == 1 else 'all'}"
+        raise ConfigError([Problem("command line", None, what, "nothing to observe", expected)])
+    length_ns = parse_option("--for", length)
+    if length_ns is None and not command:
+        length_ns = DEFAULT_LENGTH_NS
     console = Console(stderr=as_json, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=as_json, highlight=False, width=_PIPED_WIDTH)
@@ -147,7 +148,7 @@ def _device_number(device: str) -> tuple[int, int]:
 def _observe(
     session: Session, command: Sequence[str] | None, length_ns: int | None, console: Console
 ) -> tuple[Snapshot, Snapshot]:
-    """Wait, with a progress bar, until the time is over, the command has ended, or Ctrl-C."""
+    """Wait, with a progress bar, until the time is over, the command has ended, or Ctrl-C or SIGTERM asks to stop."""
     with _started(command) as child:
         if child:
             session.follow(child.pid, "command")
@@ -177,13 +178,15 @@ class _Child:
         end, self._start = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self._start)
-            if os.read(end, 1):
-                try:
+            try:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.close(self._start)
+                if os.read(end, 1):
                     os.execvp(command[0], list(command))
-                except OSError as error:
-                    print(f"{command[0]}: {error.strerror}", file=sys.stderr)
-            os._exit(127)
+            except OSError as error:
+                print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+            finally:
+                os._exit(127)
         os.close(end)
 
     def go(self) -> None:
@@ -204,12 +207,16 @@ class _Child:
 
 @contextmanager
 def _started(command: Sequence[str] | None) -> Iterator[_Child | None]:
-    child = _Child(command) if command else None
+    # SIGTERM ends the measurement as Ctrl-C does, and with it the command, which nobody else would end.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    child = None
     try:
+        child = _Child(command) if command else None
         yield child
     finally:
         if child:
             child.close()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def buckets_of(rows: Sequence[HistogramRow]) -> dict[int, int]:
@@ -337,7 +344,7 @@ def main() -> None:
         app()
     except VcgError as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 if __name__ == "__main__":

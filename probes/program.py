@@ -161,8 +161,11 @@ class Program:
             lib.bpf_delete_elem(fd, ctypes.byref(key))
 
     def cost(self) -> list[CostRow]:
-        """Runs and run time of each program so far; zero unless run-time statistics are on."""
-        return [CostRow(self.name, name, info["run_cnt"], info["run_time_ns"]) for name, info in self._info()]
+        """Runs, run time and misses of each program so far; run time is zero unless run-time statistics are on."""
+        return [
+            CostRow(self.name, name, info["run_cnt"], info["run_time_ns"], info.get("recursion_misses", 0))
+            for name, info in self._info()
+        ]
 
     def missed(self) -> int:
         """Events for which a program did not run because another was running on that CPU."""

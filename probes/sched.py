@@ -24,14 +24,19 @@ runnable.
 Where the woken task runs because the other then blocks by itself, that conclusion can't be drawn.
 
 So there are waits for which tracepoints leave open which of two times the kernel took: whatever reads the clock between
-a wakeup and its switch, a tick above all, makes the old time a new one, unseen. The sum of these differences
-(``open_ns``) is part of the tolerance, beside 2 % and half a microsecond for each wait, because a tracepoint fires some
-hundred ns after the clock was read. Where tasks really wait, for each other, next to nothing is open; where each finds
-an idle CPU, nearly everything is, and the kernel's figure says little about latency.
+a wakeup and its switch, a tick above all, makes the old time a new one, unseen. ``open_ns`` is the sum of these
+differences. Where tasks really wait, for each other, next to nothing is open; where each finds an idle CPU, nearly
+everything is, and the kernel's figure says little about latency. Hence three verdicts:
+
+* *agrees*: within 2 % and half a microsecond for each wait, because a tracepoint fires some hundred ns after the clock
+  was read. Where it takes that half microsecond, because the waits are short, ``reason`` says so.
+* *not comparable* (None): further apart, but no further than tracepoints leave open, and they leave open more than that
+  tolerance; ``reason`` says how much.
+* *disagrees*: anything else.
 
 The number of waits is compared with the kernel's own too (the third field of ``schedstat``). It tells of events that
-never reached the programs: missed ones (see program.py), and those that nobody counts, for there are hosts (sandboxes)
-whose kernel runs no BPF program while a task of their own agent is the current one.
+never reached the programs: missed ones (see program.py), and those that nobody counts, for on some virtual machines the
+kernel runs no BPF program while certain tasks are current.
 
 OVERHEAD
 --------
@@ -43,16 +48,18 @@ share of a CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from probes import oracles, tasks
 from probes.probe import Histograms, Lost, macros
 from probes.program import Program
 from probes.snapshot import AgreementRow, CounterRow, HistogramRow, Reading, Snapshot, changes
+from vcg.quantities import show_duration
 
 TOLERANCE = 0.02
 """Largest relative difference from the kernel's run delay."""
 RESOLUTION_NS = 500
-"""Per wait, how far apart the reading of the kernel's clock and our tracepoint may be; see above."""
+"""For each wait, how far apart the reading of the kernel's clock and our tracepoint may be; see above."""
 _FIELDS = ("queued_ns", "queued_clock_ns", "queued_open_ns", "latency_ns", "delay_ns", "open_ns", "waits")
 
 
@@ -91,20 +98,51 @@ class Sched:
     def agreement(before: Snapshot, after: Snapshot) -> list[AgreementRow]:
         rows = []
         for dimension, change in changes("sched", before, after).items():
-            waits = change.measured["waits"]
-            compared = {
-                "run_delay_ns": (
-                    change.measured["delay_ns"],
-                    change.oracle["delay_ns"],
-                    change.measured["open_ns"] + RESOLUTION_NS * waits,
-                ),
-                "waits": (waits, change.oracle["waits"], change.compared),
-            }
-            reason = f"{change.gone} exited and left out" if change.gone else ""
-            for quantity, (ours, kernels, resolution) in compared.items():
-                tolerance = round(TOLERANCE * kernels) + resolution
-                agrees = abs(ours - kernels) <= tolerance if change.compared else None
+            left_out = f"{change.gone} exited and left out" if change.gone else ""
+            waits, kernels_waits = change.measured["waits"], change.oracle["waits"]
+            delay_ns, kernels_ns = change.measured["delay_ns"], change.oracle["delay_ns"]
+            judged_delay = judge_run_delay(delay_ns, kernels_ns, waits, change.measured["open_ns"])
+            tolerance = round(TOLERANCE * kernels_waits) + change.compared
+            judged_waits = Verdict(tolerance, abs(waits - kernels_waits) <= tolerance, "")
+            for quantity, ours, kernels, judged in (
+                ("run_delay_ns", delay_ns, kernels_ns, judged_delay),
+                ("waits", waits, kernels_waits, judged_waits),
+            ):
+                agrees = judged.agrees if change.compared else None
+                reason = "; ".join(filter(None, (judged.reason, left_out)))
                 rows.append(
-                    AgreementRow("sched", quantity, dimension, ours, kernels, ours - kernels, tolerance, agrees, reason)
+                    AgreementRow(
+                        "sched", quantity, dimension, ours, kernels, ours - kernels, judged.tolerance, agrees, reason
+                    )
                 )
         return rows
+
+
+class Verdict(NamedTuple):
+    """The tolerance that was applied, whether it was kept (None: not comparable), and what there is to say to that."""
+
+    tolerance: int
+    agrees: bool | None
+    reason: str
+
+
+def judge_run_delay(ours_ns: int, kernels_ns: int, waits: int, open_ns: int) -> Verdict:
+    """Whether a run delay and the kernel's are the same; see "The kernel's own account".
+
+    Args:
+        ours_ns, kernels_ns: the sums.
+        waits: how many waits they are the sums of.
+        open_ns: how much of ours the kernel may have taken otherwise, as far as tracepoints tell.
+    """
+    apart_ns, flat_ns = abs(ours_ns - kernels_ns), round(TOLERANCE * kernels_ns)
+    tolerance_ns = flat_ns + RESOLUTION_NS * waits
+    left_open = f"left open by tracepoints: {show_duration(open_ns)} of {show_duration(kernels_ns)}"
+    if apart_ns <= flat_ns:
+        return Verdict(tolerance_ns, True, "")
+    if apart_ns <= tolerance_ns:
+        return Verdict(
+            tolerance_ns, True, f"beyond {TOLERANCE:.0%}, within {RESOLUTION_NS} ns for each of {waits} waits"
+        )
+    if tolerance_ns < open_ns and apart_ns <= tolerance_ns + open_ns:
+        return Verdict(tolerance_ns, None, left_open)
+    return Verdict(tolerance_ns, False, f"beyond {TOLERANCE:.0%} and {RESOLUTION_NS} ns for each wait; {left_open}")

@@ -38,12 +38,16 @@ class CounterRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What one BPF program cost: how often it ran, and for how long in all (BPF run-time statistics)."""
+    """What one BPF program cost: how often it ran, and for how long in all (BPF run-time statistics).
+
+    ``missed`` counts the events for which the kernel did not run it, because another program was running on that CPU.
+    """
 
     probe: str
     program: str
     runs: int
     run_ns: int
+    missed: int
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,12 @@ class Snapshot:
         if any(row.count < 0 for row in histograms) or any(row.value < 0 for row in counters):
             raise ProbeError("snapshots: the session was reset between the two")
         cost = [
-            replace(row, runs=row.runs - earlier.runs, run_ns=row.run_ns - earlier.run_ns)
+            replace(
+                row,
+                runs=row.runs - earlier.runs,
+                run_ns=row.run_ns - earlier.run_ns,
+                missed=row.missed - earlier.missed,
+            )
             if (earlier := costs.get((row.probe, row.program)))
             else row
             for row in self.cost

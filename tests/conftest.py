@@ -116,6 +116,8 @@ def host_kinds() -> set[str]:
         kinds.add("unprivileged")
     if len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) < 2:
         kinds.add("one-node")
+    if len(os.sched_getaffinity(0)) < 2:
+        kinds.add("one-cpu")
     if not set(cgroup.CONTROLLERS) <= cgroup.observe().v2:
         kinds.add("cgroup-v1")
     return kinds

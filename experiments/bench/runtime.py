@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import probes
+from experiments import trial
 from vcg import config, floor, shm
 from vcg import plan as planning
 from vcg.linux import numa
@@ -59,10 +60,7 @@ def observe(run: Run, *others: str) -> Iterator[probes.Session]:
         ProbeError: they can't be attached.
     """
     with probes.attach(list(PROBES), dimensions=[*run.dimension_pids, *others]) as session:
-        for name, pid in run.dimension_pids.items():
-            session.follow(pid, name)
-        for name, (major, minor) in run.loops.items():
-            session.watch_device(major, minor, name)
+        trial.observe(session, run)
         yield session
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments import plan, runner, trial
+from experiments import plan, report, runner, trial
 from experiments.reference import PERIOD_NS, SAMPLE, Reference
 from experiments.store import ResultsError
+from vcg.linux import mount
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -68,7 +70,7 @@ probes = ["sched", "block"]
 def write_sweep(roots: Roots, tmp_path: Path) -> Callable[..., Path]:
     """Write a small testbed in this test's own roots and a sweep over it."""
 
-    def write(duration: str = "500ms", repetitions: int = 1) -> Path:
+    def write(duration: str = "600ms", repetitions: int = 1) -> Path:
         (tmp_path / "bed.toml").write_text(TESTBED.format(state=roots.state_root, mount=roots.mount_root))
         path = tmp_path / "small.toml"
         path.write_text(SWEEP.format(duration=duration, repetitions=repetitions))
@@ -113,28 +115,46 @@ def test_a_sweep_from_file_to_report(write_sweep: Callable[..., Path], tmp_path:
 
     results = experiments.load(out)
     assert len(results.trials) == 2
-    assert not any(record.lost["window records"] for record in results.records)
+    for record in results.records:
+        assert not any(record.lost.values())
+        assert record.refused == []
+        assert not [reason for reason in record.void_reasons if "lost" in reason or "refused" in reason]
+        assert record.facts["reference_p99_ns"] > 0
     windows = results.windows
     per_dimension = windows.groupby(["trial", "dimension"], observed=True)["window"]
-    assert (per_dimension.count() == 60).all()
-    assert (per_dimension.max() == 59).all()
+    assert (per_dimension.count() == 70).all()
+    assert (per_dimension.max() == 69).all()
     entered = windows["outcome"].isin(["done", "overrun"])
     assert entered.mean() > 0.5
     assert (windows.loc[entered, "lateness_ns"] >= 0).all()
     assert (windows["lateness_ns"].notna() == entered).all()
 
-    assert set(results.agreement["probe"]) == {"sched", "block", "migrate"}
+    agreement = results.agreement
+    assert set(agreement["probe"]) == {"sched", "block", "migrate"}
+    of_dimensions = agreement.groupby("probe")["dimension"].agg(set)
+    assert of_dimensions["sched"] == of_dimensions["migrate"] == {"d1", "d2", "d3"}
+    assert of_dimensions["block"] == {"d3"}
+    counted_alike = agreement.loc[agreement["probe"].isin(["block", "migrate"])]
+    disagreeing = counted_alike.loc[[agrees is False for agrees in counted_alike["agrees"]]]
+    assert disagreeing.empty, disagreeing
+    page = re.sub(r"\s+", " ", (out / "report.html").read_text())
+    for row in report.agreement_rows(agreement):
+        ended = "".join(f"<td[^>]*>{row[key]}</td>" for key in ("within", "agreed", "not_comparable", "disagreed"))
+        assert re.search(f">{row['quantity']}</td>.*?{ended}", page), row
+    if any(agrees is None for agrees in counted_alike["agrees"]):
+        assert "I/O was in flight at an end of the interval" in page
     by_level = {record.levels["stagger"]: record for record in results.records}
     assert by_level["off"].probes == ["sched", "block"]
     assert {row["probe"] for row in by_level["off"].agreement} == {"sched", "block"}
     latencies = results.histograms.groupby(["probe", "dimension"], observed=True)["count"].sum()
-    assert (latencies.loc["sched"] >= 60).all()
+    assert (latencies.loc["sched"] >= 70).all()
     assert latencies.loc["block", "d3"] > 0
     assert results.probe_cost["run_ns"].sum() > 0
+    assert (results.probe_cost["missed"] >= 0).all()
 
     reference = results.reference
     assert (reference.groupby("trial", observed=True)["planned_ns"].diff().dropna() == PERIOD_NS).all()
-    assert results.trials["wall_ns"].between(600_000_000, 5_000_000_000).all()
+    assert results.trials["wall_ns"].between(700_000_000, 5_000_000_000).all()
     host = results.metadata["starts"][0]
     assert host["kernel"] == os.uname().release
     assert host["clocksource"]
@@ -142,7 +162,7 @@ def test_a_sweep_from_file_to_report(write_sweep: Callable[..., Path], tmp_path:
 
 
 def test_a_complete_sweep_is_not_run_again(write_sweep: Callable[..., Path], tmp_path: Path) -> None:
-    sweep, out = write_sweep(duration="200ms"), tmp_path / "out"
+    sweep, out = write_sweep(duration="600ms"), tmp_path / "out"
     assert vcg("sweep", "run", sweep, "--out", out).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in stored(out)}
     again = vcg("sweep", "run", sweep, "--out", out, "--json")
@@ -184,10 +204,10 @@ def test_a_killed_sweep_leaves_whole_trials_and_goes_on(write_sweep: Callable[..
 
 def test_another_sweep_is_refused_and_told_what_differs(write_sweep: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert vcg("sweep", "run", write_sweep(duration="200ms"), "--out", out).returncode == 0
-    other = vcg("sweep", "run", write_sweep(duration="300ms"), "--out", out)
+    assert vcg("sweep", "run", write_sweep(duration="600ms"), "--out", out).returncode == 0
+    other = vcg("sweep", "run", write_sweep(duration="700ms"), "--out", out)
     assert other.returncode == 1
-    assert 'sweep.duration: recorded "200ms", now "300ms"' in other.stderr
+    assert 'sweep.duration: recorded "600ms", now "700ms"' in other.stderr
     assert "Traceback" not in other.stderr
 
 
@@ -201,6 +221,83 @@ def test_a_workload_that_fails_stops_the_sweep_with_its_message(
     assert ran.returncode == 1
     assert "workload json:loads raised TypeError" in ran.stderr
     assert not stored(out)
+
+
+def test_a_window_below_the_floor_is_refused_before_the_first_trial(
+    write_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    sweep, out = write_sweep(), tmp_path / "out"
+    sweep.write_text(sweep.read_text() + '[axes.window.short]\n"base_window" = "10us"\n')
+    ran = vcg("sweep", "run", sweep, "--out", out)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert "10us" in line
+    assert not out.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for a few trials."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount.mount("tmpfs", place, "tmpfs", options="size=8M")
+    try:
+        yield place
+    finally:
+        mount.unmount(place)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a file system; returns the file that takes it."""
+    ballast = disk / "ballast"
+    with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def test_a_full_disk_loses_nothing_and_the_sweep_goes_on_when_there_is_room(
+    write_sweep: Callable[..., Path], small_disk: Path
+) -> None:
+    sweep, out = write_sweep(duration="2s"), small_disk / "out"
+    process = start_and_wait_for_a_trial(sweep, out, 1)
+    ballast = fill(small_disk)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert f"{out}/trials/" in errors
+    assert "No space left on device" in errors
+    before = {path: path.stat().st_mtime_ns for path in stored(out)}
+    assert len(before) == 1
+    assert not list(out.rglob(".*.partial"))
+
+    ballast.unlink()
+    resumed = vcg("sweep", "run", sweep, "--out", out)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(stored(out)) == 2
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in stored(out)}.items()
+
+    page = (out / "report.html").read_bytes()
+    fill(small_disk)
+    again = vcg("report", out)
+    assert again.returncode == 1
+    assert "No space left on device" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert (out / "report.html").read_bytes() == page
+
+
+def test_a_sweep_that_cannot_even_begin_for_lack_of_room_can_be_given_again(
+    write_sweep: Callable[..., Path], small_disk: Path
+) -> None:
+    sweep, out = write_sweep(), small_disk / "out"
+    ballast = fill(small_disk)
+    ran = vcg("sweep", "run", sweep, "--out", out)
+    assert ran.returncode == 1
+    assert f"{out}" in ran.stderr
+    assert "No space left on device" in ran.stderr
+    ballast.unlink()
+    assert vcg("sweep", "run", sweep, "--out", out).returncode == 0
+    assert len(stored(out)) == 2
 
 
 def test_a_directory_with_something_else_in_it_is_refused(write_sweep: Callable[..., Path], tmp_path: Path) -> None:
@@ -220,6 +317,26 @@ def test_the_reference_thread_records_every_timer() -> None:
     assert len(samples) > 100
     assert (np.diff(planned) == PERIOD_NS).all()
     assert (wake >= planned).all()
+
+
+def test_the_reference_thread_dies_with_the_process_that_started_it() -> None:
+    code = (
+        "import time; from experiments.reference import Reference\n"
+        f"with Reference({max(os.sched_getaffinity(0))}, 60) as r: print(r.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}/comm").read_text().strip() == "vcg:reference"
+        parent.kill()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the reference thread's end")
+
+
+def test_the_reference_thread_does_not_outlive_a_parent_that_is_gone_already() -> None:
+    command = [sys.executable, "-m", "experiments.reference", str(2**22), "0", "0", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ended.returncode != 0
+    assert f"parent {2**22} ended" in ended.stderr
 
 
 def test_the_reference_thread_reports_why_it_cannot_start() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import manifest, plan, store
-from experiments.trial import HostFacts, window_rows
+from experiments.reference import PERIOD_NS
+from experiments.trial import HostFacts, believable, window_rows
+from probes import AgreementRow
 from vcg import plan as testbed_plan
 from vcg.config import from_mapping
 from vcg.plan import DimensionPlan, HostShape
@@ -121,7 +124,7 @@ def make_results() -> Maker:
                     c.id: {"label": c.label, "levels": dict(c.levels), "testbed": dict(c.testbed)} for c in found
                 },
                 "identical_levels": [],
-                "reference": {"cpu": 1, "period_ns": 2_000_000, "priority": 88},
+                "reference": {"cpu": 1, "period_ns": PERIOD_NS, "priority": 88},
                 "starts": [{**manifest.host_facts(), "reference_p99_ns": 30_000.0}],
             },
         )
@@ -138,6 +141,14 @@ def make_results() -> Maker:
     return make
 
 
+def compared(dimension: str, measured: int, oracle: int, agrees: bool | None, reason: str = "") -> dict[str, Any]:
+    """A row of a probe beside its oracle, as ``trial.json`` holds it."""
+    row = AgreementRow(
+        "sched", "run_delay_ns", dimension, measured, oracle, measured - oracle, 2_000_000, agrees, reason
+    )
+    return asdict(row)
+
+
 def _write(
     path: Path, trial: plan.Trial, attempt: int, number: int, factor: float, void: bool, rng: np.random.Generator
 ) -> None:
@@ -145,10 +156,10 @@ def _write(
     made = testbed_plan.make(from_mapping(c.testbed), HOST)
     name = f"{trial.id}-r{attempt}" if attempt else trial.id
     total = c.warmup_ns + c.duration_ns
-    windows = window_rows(
-        trial_records(made.dimensions, total, rng, factor), made.dimensions, START_NS, c.warmup_ns, c.duration_ns
-    )
-    planned = START_NS + np.arange(0, total, 2_000_000)
+    recorded = trial_records(made.dimensions, total, rng, factor)
+    believed = {d.name: believable(recorded[d.name], d, START_NS, START_NS + 2 * total)[0] for d in made.dimensions}
+    windows = window_rows(believed, made.dimensions, START_NS, c.warmup_ns, c.duration_ns)
+    planned = START_NS + np.arange(0, total, PERIOD_NS)
     late = rng.lognormal(np.log(15_000), 0.3, len(planned)).astype(np.int64)
     reference = pd.DataFrame(
         {
@@ -167,7 +178,7 @@ def _write(
         "counters": counters,
         "reference": reference,
     }
-    facts = HostFacts(total, 0.001, 0.01, 0, 15_000.0, 30_000.0, 0, 0)
+    facts = HostFacts(total, 0.001, 0.01, 0, 15_000.0, 30_000.0, 0, 0, 0)
     record = store.TrialRecord(
         trial=name,
         id=trial.id,
@@ -188,17 +199,10 @@ def _write(
         void_reasons=["3 events lost (limit 0)"] if void else [],
         facts=asdict(facts),
         agreement=[
-            {
-                "probe": "sched",
-                "quantity": "run_queue_ns",
-                "dimension": "d1",
-                "measured": 1010,
-                "oracle": 1000,
-                "difference": 10,
-                "agrees": True,
-            }
+            compared("d1", 101_000_000, 100_000_000, True),
+            compared("d2", 2_600_000, 2_100_000, None, "left open by tracepoints: 2.6ms of 2.1ms"),
         ],
-        probe_cost=[{"probe": "sched", "program": "sched_switch", "runs": 1000, "run_ns": 900_000}],
+        probe_cost=[{"probe": "sched", "program": "sched_switch", "runs": 1000, "run_ns": 900_000, "missed": 3}],
     )
     for frame in tables.values():
         frame["trial"] = name

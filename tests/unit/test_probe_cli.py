@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from probes import cli
 from probes.errors import ProbeError
+from vcg.cli import app as vcg
 from vcg.histogram import BUCKETS, OVERFLOW
 
 HISTOGRAMS = st.dictionaries(st.integers(0, BUCKETS - 1), st.integers(1, 10**6))
@@ -32,16 +33,21 @@ def test_the_longest_bar_belongs_to_the_largest_count() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["block"], "nothing to observe"),
-        (["sched"], "nothing to observe"),
-        (["block", "--device", "nosuch0"], "device nosuch0: not in /sys/class/block"),
-        (["sched", "--pid", "1", "--for", "10"], "--for 10: expected a duration"),
+        (["block"], "vcg probe block: nothing to observe - expected --device"),
+        (["sched"], "vcg probe sched: nothing to observe - expected --pid"),
+        (["sched", "--pid", "1", "--for", "10"], '--for: "10" - expected a duration'),
     ],
 )
-def test_a_wrong_command_line_is_one_clear_error(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(cli.app, arguments)
-    assert isinstance(result.exception, ProbeError)
-    assert message in str(result.exception)
+def test_a_wrong_command_line_is_one_clear_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(vcg, ["probe", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_an_absent_device_is_named() -> None:
+    with pytest.raises(ProbeError, match="device nosuch0: not in /sys/class/block"):
+        CliRunner().invoke(cli.app, ["block", "--device", "nosuch0"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("command", ["sched", "block", "migrate", "all"])

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from probes.block import Block
 from probes.errors import ProbeError
 from probes.migrate import Migrate, node_of_cpu
-from probes.sched import Sched
+from probes.sched import Sched, judge_run_delay
 from probes.snapshot import CostRow, CounterRow, HistogramRow, Reading, Snapshot, changes
 
 
@@ -29,7 +31,7 @@ def snapshot(
         duration_ns=0,
         histograms=(HistogramRow(probe, "runq_latency_ns", "d1", None, 64, 66, time_ns),),
         counters=(CounterRow(probe, "exits", "d1", None, exits),),
-        cost=(CostRow(probe, "sched:sched_switch", time_ns, 100 * time_ns),),
+        cost=(CostRow(probe, "sched:sched_switch", time_ns, 100 * time_ns, 2 * time_ns),),
         lost={probe: 0},
         missed={probe: missed},
         readings={probe: readings},
@@ -41,7 +43,7 @@ def test_a_difference_holds_what_happened_in_between() -> None:
     assert delta.duration_ns == 20
     assert [row.count for row in delta.histograms] == [20]
     assert [row.value for row in delta.counters] == [4]
-    assert [(row.runs, row.run_ns) for row in delta.cost] == [(20, 2000)]
+    assert [(row.runs, row.run_ns, row.missed) for row in delta.cost] == [(20, 2000, 40)]
     assert delta.missed == {"migrate": 2}
 
 
@@ -85,17 +87,20 @@ def test_migrations_are_equal_but_for_events_that_the_kernel_missed(ours: int, m
 
 
 @pytest.mark.parametrize(
-    ("ours_ns", "open_ns", "agrees"),
+    ("ours_ns", "open_ns", "agrees", "words"),
     [
-        (1_000_000_000, 0, True),
-        (1_020_500_000, 0, True),
-        (1_020_500_001, 0, False),
-        (979_500_000 - 5_000_000, 5_000_000, True),
-        (979_500_000 - 5_000_001, 5_000_000, False),
+        (1_020_000_000, 0, True, ""),
+        (1_020_000_001, 0, True, "beyond 2%, within 500 ns for each of 1000 waits"),
+        (1_020_500_000, 0, True, "within 500 ns"),
+        (1_020_500_001, 0, False, "left open by tracepoints: 0ns of 1s"),
+        (1_020_500_001, 20_500_000, False, "left open by tracepoints: 20.5ms of 1s"),
+        (1_020_500_001, 20_500_001, None, "left open by tracepoints: 20.5ms of 1s"),
+        (979_500_000 - 30_000_000, 30_000_000, None, "left open by tracepoints: 30ms of 1s"),
+        (979_500_000 - 30_000_001, 30_000_000, False, "beyond 2% and 500 ns for each wait"),
     ],
 )
-def test_run_delay_agrees_within_two_percent_half_a_microsecond_a_wait_and_what_is_open(
-    ours_ns: int, open_ns: int, agrees: bool
+def test_run_delay_agrees_within_two_percent_and_half_a_microsecond_a_wait_or_is_left_open(
+    ours_ns: int, open_ns: int, agrees: bool | None, words: str
 ) -> None:
     def task(delay_ns: int, open_ns: int, waits: int, oracle_ns: int) -> dict[str, Reading]:
         measured = {"delay_ns": delay_ns, "open_ns": open_ns, "waits": waits}
@@ -105,7 +110,21 @@ def test_run_delay_agrees_within_two_percent_half_a_microsecond_a_wait_and_what_
     after = snapshot(30, task(ours_ns, open_ns, 1000, 1_000_000_000), probe="sched")
     rows = {row.quantity: row for row in Sched.agreement(before, after)}
     assert rows["run_delay_ns"].agrees is agrees
+    assert words in rows["run_delay_ns"].reason
+    assert bool(words) == bool(rows["run_delay_ns"].reason)
     assert rows["waits"].agrees is True
+
+
+@given(
+    ours_ns=st.integers(0, 10**10),
+    kernels_ns=st.integers(0, 10**10),
+    waits=st.integers(0, 10**6),
+    open_ns=st.integers(0, 10**10),
+)
+def test_what_is_open_never_makes_agreement(ours_ns: int, kernels_ns: int, waits: int, open_ns: int) -> None:
+    found = judge_run_delay(ours_ns, kernels_ns, waits, open_ns)
+    assert (found.agrees is True) == (abs(ours_ns - kernels_ns) <= found.tolerance)
+    assert found.tolerance == judge_run_delay(ours_ns, kernels_ns, waits, 0).tolerance
 
 
 def test_waits_that_nobody_saw_are_a_disagreement() -> None:

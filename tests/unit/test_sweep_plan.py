@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import plan
+from experiments import plan, reference, stats
 from experiments.plan import Configuration, Done, Trial
 from vcg.errors import ConfigError
 
@@ -200,7 +201,7 @@ def test_a_testbed_is_found_beside_the_sweep(tmp_path: Path) -> None:
 def test_ready_sweeps_resolve(name: str) -> None:
     file = plan.load(name)
     found = plan.configurations(file)
-    assert len(found) >= 4
+    assert len(found) == prod(map(len, file.sweep.axes.values())) > 1
     assert len({c.id for c in found}) == len(found)
     assert file.sweep.description
 
@@ -274,6 +275,12 @@ def test_unknown_names_offer_the_nearest(tmp_path: Path) -> None:
     (line,) = problems_of(tmp_path, HEAD.replace('"default"', '"defualt"'))
     assert "sweep.toml:1: testbed" in line
     assert 'did you mean "default"' in line
+
+
+def test_a_trial_too_short_for_a_reference_p99_is_refused(tmp_path: Path) -> None:
+    (line,) = problems_of(tmp_path, HEAD.replace('"1s"', '"500ms"'))
+    assert 'sweep.toml:2: duration: "500ms" - expected at least 600ms' in line
+    assert stats.minimum_samples(0.99) + 10 < plan.SHORTEST_NS / reference.PERIOD_NS
 
 
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────────────────────────

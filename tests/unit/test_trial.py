@@ -8,15 +8,17 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import store, trial
 from experiments.plan import Limits
-from experiments.trial import HostFacts, HostSample, TrialError, void_reasons, window_rows
+from experiments.trial import HostFacts, HostSample, Records, believable, void_reasons, window_rows
 from vcg import config, shm
 from vcg import plan as testbed_plan
 from vcg.plan import DimensionPlan, HostShape
@@ -25,7 +27,7 @@ from vcg.shm import Outcome
 ROOT = Path(__file__).parents[2]
 START_NS = 7_000_000_000
 DIMENSION = testbed_plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0})).dimensions[1]
-QUIET = HostFacts(10**9, 0.0, 0.0, 0, 15e3, 30e3, 0, 0)
+QUIET = HostFacts(10**9, 0.0, 0.0, 0, 15e3, 30e3, 0, 0, 0)
 
 
 def record(dimension: DimensionPlan, window: int, outcome: Outcome, lateness_ns: int = 1000) -> list[int]:
@@ -45,9 +47,15 @@ def record(dimension: DimensionPlan, window: int, outcome: Outcome, lateness_ns:
     return [int(fields.get(name, 0)) for name in shm.WINDOW.fields]
 
 
-def rows_of(records: list[list[int]], duration_ns: int, warmup_ns: int = 0) -> object:
+def believed(records: list[list[int]], duration_ns: int) -> tuple[Records, list[str]]:
+    """What is believed of records that were read a while after the end of the trial, and what is not."""
     raw = np.array(records, dtype=np.int64).tobytes()
-    return window_rows({DIMENSION.name: raw}, [DIMENSION], START_NS, warmup_ns, duration_ns)
+    return believable(raw, DIMENSION, START_NS, START_NS + duration_ns + 100_000_000)
+
+
+def rows_of(records: list[list[int]], duration_ns: int, warmup_ns: int = 0) -> pd.DataFrame:
+    found, _ = believed(records, duration_ns)
+    return window_rows({DIMENSION.name: found}, [DIMENSION], START_NS, warmup_ns, duration_ns)
 
 
 # ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,17 +108,52 @@ def test_the_warm_up_ends_at_its_time() -> None:
     assert not frame["warmup"].all()
 
 
-def test_a_window_recorded_twice_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"outcome": 4}, "window 3: unknown outcome"),
+        ({"outcome": -1}, "window 3: unknown outcome"),
+        ({"cause": 9}, "window 3: unknown cause"),
+        ({"planned_ns": 1}, "window 3: not planned for this time"),
+        ({"window": -1}, "window -1: not a window of this run"),
+        ({"window": 2**62}, f"window {2**62}: not a window of this run"),
+        ({"window": 2}, "window 2: not planned for this time"),
+        ({"entry_ns": START_NS - 1}, "window 3: entry or end out of order"),
+        ({"finish_ns": 1}, "window 3: entry or end out of order"),
+        ({"entry_ns": 2**63 - 1, "finish_ns": 2**63 - 1}, "window 3: ends in the future"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused_and_the_others_are_kept(change: dict[str, int], why: str) -> None:
+    forged = record(DIMENSION, 3, Outcome.DONE)
+    for field, value in change.items():
+        forged[shm.WINDOW.at(field)] = value
+    honest = record(DIMENSION, 4, Outcome.DONE)
+    found, refused = believed([forged, honest], 100_000_000)
+    assert refused == [f"{DIMENSION.name}: {why}"]
+    assert list(found["window"]) == [4]
+    frame = rows_of([forged, honest], 100_000_000)
+    assert list(frame["outcome"][3:5]) == ["unrecorded", "done"]
+
+
+def test_of_two_records_of_a_window_the_first_stays() -> None:
     twice = [record(DIMENSION, 3, Outcome.DONE), record(DIMENSION, 3, Outcome.MISSED)]
-    with pytest.raises(TrialError, match="window 3 was recorded twice"):
-        rows_of(twice, 100_000_000)
+    found, refused = believed(twice, 100_000_000)
+    assert refused == [f"{DIMENSION.name}: window 3: recorded twice"]
+    assert list(found["outcome"]) == [Outcome.DONE]
 
 
-def test_a_window_recorded_at_another_time_than_planned_is_an_error() -> None:
-    wrong = record(DIMENSION, 3, Outcome.DONE)
-    wrong[shm.WINDOW.at("planned_ns")] += 1
-    with pytest.raises(TrialError, match="window 3 was recorded at"):
-        rows_of([wrong], 100_000_000)
+WORD = st.integers(-(2**63), 2**63 - 1)
+PLAUSIBLE = st.integers(-2, 12) | st.integers(START_NS - 10, START_NS + 10**8)
+
+
+@given(st.lists(st.lists(PLAUSIBLE | WORD, min_size=shm.WINDOW.words, max_size=shm.WINDOW.words), max_size=20))
+def test_whatever_a_dimension_writes_makes_rows(records: list[list[int]]) -> None:
+    found, refused = believed(records, 100_000_000)
+    assert len(found) + len(refused) == len(records)
+    frame = rows_of(records, 100_000_000)
+    assert list(frame["window"]) == list(range(trial.planned_count(DIMENSION, 100_000_000)))
+    assert not (frame["lateness_ns"] < 0).any()
+    assert store.to_arrow("windows", frame.assign(trial="t")).num_rows == len(frame)
 
 
 # ── void ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -126,11 +169,13 @@ def test_a_quiet_trial_counts() -> None:
         ({"throttled": 1}, "quota"),
         ({"reference_p99_ns": 1_000_001.0}, "1000 us"),
         ({"reference_p99_ns": 401e3}, "times that of the idle host"),
+        ({"reference_p99_ns": None}, "too few samples"),
+        ({"refused_records": 1}, "refused"),
         ({"lost_events": 1}, "lost"),
         ({"disagreements": 1}, "oracle"),
     ],
 )
-def test_each_limit_voids_a_trial_by_name(change: dict[str, float], word: str) -> None:
+def test_each_limit_voids_a_trial_by_name(change: dict[str, Any], word: str) -> None:
     reasons = void_reasons(replace(QUIET, **change), Limits(), 20e3)
     assert any(word in reason for reason in reasons)
 
