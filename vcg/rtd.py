@@ -112,11 +112,8 @@ def tick(due_edges: Iterator[DueEdge], ticks: memoryview, control: memoryview, u
     windows = array("q", latest)
     history = [0] * shm.MAX_DIMENSIONS
     sequence = ticks[head_at]
-    edge_ns, due, members = next(due_edges)
-    while edge_ns < until_ns:
-        sleep(edge_ns - APPROACH_NS)
-        timer_late_ns = now_ns() - edge_ns + APPROACH_NS
-        at = ticks_at + (sequence & tick_slots) * tick_words
+
+    def stage(at: int, edge_ns: int, members: tuple[tuple[int, int], ...]) -> None:
         for bit, phase_ppb in members:
             windows[bit] = window = windows[bit] + 1
             history[bit] = past = (history[bit] << 1 | 1) & _HISTORY
@@ -127,6 +124,13 @@ def tick(due_edges: Iterator[DueEdge], ticks: memoryview, control: memoryview, u
             ticks[slot + 3] = past
             ticks[at + windows_at + bit] = window
             ticks[at + phases_at + bit] = phase_ppb
+
+    edge_ns, due, members = next(due_edges)
+    while edge_ns < until_ns:
+        sleep(edge_ns - APPROACH_NS)
+        timer_late_ns = now_ns() - edge_ns + APPROACH_NS
+        at = ticks_at + (sequence & tick_slots) * tick_words
+        stage(at, edge_ns, members)
         next_ns, next_due, next_members = next(due_edges)
         ticks[at] = sequence
         ticks[at + 1] = edge_ns
@@ -139,19 +143,11 @@ def tick(due_edges: Iterator[DueEdge], ticks: memoryview, control: memoryview, u
         if next_ns <= woke_ns:
             skipped = 0
             while next_ns <= woke_ns:
-                for bit, phase_ppb in next_members:
-                    windows[bit] = window = windows[bit] + 1
+                for bit, _ in next_members:
                     if due >> bit & 1:  # its window of a moment ago is never published
                         skipped += 1
                         history[bit] &= ~1
-                    history[bit] = past = (history[bit] << 1 | 1) & _HISTORY
-                    slot = edges_at + bit * per_bit + (window & slots) * edge_words
-                    ticks[slot] = window
-                    ticks[slot + 1] = next_ns
-                    ticks[slot + 2] = phase_ppb
-                    ticks[slot + 3] = past
-                    ticks[at + windows_at + bit] = window
-                    ticks[at + phases_at + bit] = phase_ppb
+                stage(at, next_ns, next_members)
                 due |= next_due
                 edge_ns = next_ns
                 next_ns, next_due, next_members = next(due_edges)
