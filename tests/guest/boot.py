@@ -31,6 +31,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -324,6 +325,7 @@ def main(arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         print("not root: the guest shows the host's root, and must be able to read it (use sudo)", file=sys.stderr)
         return 125
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # takes the guest and its files along
     try:
         return run(given.command, given.seconds)
     except GuestError as error:

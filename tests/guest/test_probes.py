@@ -77,8 +77,8 @@ def test_pages_that_a_process_moves_to_the_other_node_are_counted_exactly() -> N
     pid = os.fork()
     if pid == 0:
         os.close(go)
-        os.read(wait, 1)
         memory.bind_to_node(0)  # the kernel's own balancing leaves bound memory alone
+        os.read(wait, 1)
         os._exit(0 if allocate_and_move(to_node=1) == {1} else 1)
     os.close(wait)
     try:
