@@ -52,6 +52,10 @@ packages:
 		echo "apt-get could not install: $${missing[*]} (are its sources in /etc/apt reachable?)" >&2
 		exit 1
 	fi
+	if [[ " $${missing[*]} " == *" redis-server "* ]]; then # only its program is wanted, not the service of the host
+		update-rc.d redis-server disable
+		invoke-rc.d redis-server stop
+	fi
 
 # An environment is rebuilt when it was made elsewhere (its scripts hold absolute paths), by another Python, or without
 # a sight of Debian's packages; some installers switch the latter off silently.

@@ -106,12 +106,18 @@ def cgroups() -> Iterator[Leftover]:
 
 
 def processes() -> Iterator[Leftover]:
-    """Processes that bear our name, in ``comm`` or as the start of the command line; zombies too."""
+    """Processes that bear our name, in ``comm`` or as the start of the command line, or a dimension's uid; zombies too.
+
+    The uid tells a program, which bears its own name.
+    """
     for pid in _pids():
         comm = _read_or_gone(Path(f"/proc/{pid}/comm")).rstrip("\n")
         command = _read_or_gone(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
-        if comm.startswith(PROCESS_PREFIX) or command.startswith(PROCESS_PREFIX):
-            state = re.search(r"^State:\s+(.*)$", _read_or_gone(Path(f"/proc/{pid}/status")), re.MULTILINE)
+        status = _read_or_gone(Path(f"/proc/{pid}/status"))
+        uid = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
+        named = comm.startswith(PROCESS_PREFIX) or command.startswith(PROCESS_PREFIX)
+        if named or (uid and int(uid[1]) in UIDS):
+            state = re.search(r"^State:\s+(.*)$", status, re.MULTILINE)
             yield Leftover("process", pid, f"{comm}, {state[1] if state else 'just gone'}")
 
 

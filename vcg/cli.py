@@ -13,10 +13,11 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,8 +30,10 @@ from vcg.doctor import doctor
 from vcg.errors import ConfigError, VcgError
 
 if TYPE_CHECKING:
+    from vcg.attach import Change
     from vcg.harmonics import Edge
     from vcg.plan import DimensionPlan, Plan
+    from vcg.regions import Regions
 
 PLUGIN_GROUP = "vcg.commands"
 EDGE_ROWS = 9
@@ -173,6 +176,9 @@ def plan(
     testbed: TestbedArgument,
     overrides: OverridesOption = None,
     edges: Annotated[bool, typer.Option("--edges", help="Show all edges of the hyperperiod.")] = False,
+    policy: Annotated[
+        bool, typer.Option("--policy", help="Show which system calls the dimensions are refused, and why.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a testbed would do on this host: edges, placement, credits. Starts nothing and needs no root."""
@@ -194,6 +200,8 @@ def plan(
         print(json.dumps(_plan_object(made, listed), indent=2))
         return
     _print_plan(_console(), made, resolved.description, listed, all_edges=edges)
+    if policy:
+        _print_policy(_console())
 
 
 _RUN_EXAMPLES = (
@@ -227,6 +235,112 @@ def run(
         print(json.dumps(result, indent=2))
     if interrupted and length_ns is not None:
         raise typer.Exit(130)
+
+
+StateRootOption = Annotated[
+    str, typer.Option("--state-root", metavar="PATH", help="State root of the run, as its testbed names it.")
+]
+STATE_ROOT = "/var/lib/vcg"
+"""Of the ready testbeds, and of those that name none."""
+
+_AMPLITUDE_EXAMPLES = (
+    "[bold]Examples[/]",
+    "vcg amplitude",
+    "vcg amplitude d4 2.5",
+    "vcg amplitude d1-d3 0.5 --state-root /srv/mine",
+)
+
+
+@app.command(epilog="\n\n".join(_AMPLITUDE_EXAMPLES))
+def amplitude(
+    selector: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A dimension, a range such as [bold]d1-d3[/], or *.")
+    ] = None,
+    value: Annotated[str | None, typer.Argument(metavar="VALUE", help="Its new amplitude.")] = None,
+    state_root: StateRootOption = STATE_ROOT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the amplitudes of a run that is going on, or change them. Needs root.
+
+    A change is part of the run's result, but not of its testbed. It takes effect in the window after the next.
+    """
+    from vcg.attach import Attached
+
+    wanted = None if value is None else _parse_amplitude(value)
+    with Attached(Path(state_root)) as run:
+        names = _select(run.plan, selector or "*")
+        if wanted is None:
+            _print_amplitudes(run.regions, names, as_json=as_json)
+        else:
+            _print_changes(run.set_amplitudes(dict.fromkeys(names, wanted)), run.plan, as_json=as_json)
+
+
+_TOP_COLUMNS = (
+    "[bold]Columns[/]",
+    "win, ampl, own: its window, its amplitude, its own credit for a window",
+    "bal, owed: carried over, or in debt if negative; loans to give back (of own)",
+    "borr, lent: credit from and to others (of the own credit minted meanwhile)",
+    "p50, p99: lateness of its windows",
+    "over, miss, skip: windows that overran, were missed, or skipped by the RTD",
+    "state: held 3 is demoted or frozen three times; behind has windows to enter",
+    "cpu%, rd/s, wr/s, mem, task: what the kernel accounts to it",
+)
+
+
+@app.command(epilog="\n\n".join(_TOP_COLUMNS))
+def top(
+    state_root: StateRootOption = STATE_ROOT,
+    just_once: Annotated[bool, typer.Option("--once", help="Print one table, and leave; so does a pipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and leave.")] = False,
+) -> None:
+    """Watch a run that is going on, dimension by dimension: windows, credit, lateness, CPU and I/O. Needs root.
+
+    All is of the last three seconds. Ctrl-C leaves the run going.
+    """
+    from vcg import top as watching
+    from vcg.attach import Attached
+
+    console = _console()
+    with Attached(Path(state_root)) as run:
+        if just_once or as_json or not console.is_terminal:
+            watching.once(run, console, as_json=as_json)
+        else:
+            watching.follow(run, console)
+
+
+def _parse_amplitude(text: str) -> float:
+    """The VALUE of ``vcg amplitude``.
+
+    Raises:
+        ConfigError: it is not an amplitude.
+    """
+    from vcg.errors import Problem
+    from vcg.quantities import parse_amplitude
+
+    try:
+        return parse_amplitude(Decimal(text))
+    except InvalidOperation:
+        complaint = "expected a number above 0"
+    except ValueError as error:
+        complaint = str(error)
+    raise ConfigError([Problem("command line", None, "VALUE", json.dumps(text), complaint)])
+
+
+def _select(plan: Plan, selector: str) -> list[str]:
+    """The dimensions that a selector names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    from vcg.config import selected
+    from vcg.errors import Problem
+
+    known = [d.name for d in plan.dimensions]
+    names = selected(selector, known)
+    if not names:
+        expected = f"nothing is selected; the run has {', '.join(known)}"
+        raise ConfigError([Problem("command line", None, "NAME", json.dumps(selector), expected)])
+    return names
 
 
 def parse_option(option: str, duration: str | None) -> int | None:
@@ -279,11 +393,26 @@ def _due_names(plan: Plan, edge: Edge) -> list[str]:
 
 
 def _plan_object(plan: Plan, listed: list[Edge]) -> Mapping[str, Any]:
+    from vcg.linux import seccomp
+
     return {
         "plan": asdict(plan),
         "edges_per_hyperperiod": len(listed) if plan.hyperperiod_ns is not None else None,
         "edges": [{"offset_ns": edge.offset_ns, "due": _due_names(plan, edge)} for edge in listed],
+        "policy": [line._asdict() for line in seccomp.describe()],
     }
+
+
+def _print_policy(console: Console) -> None:
+    from rich.padding import Padding
+
+    from vcg.linux import seccomp
+
+    console.print("\n[bold]System calls that a dimension is refused[/]")
+    for line in seccomp.describe():
+        only = f" [dim]({line.when})[/]" if line.when else ""
+        console.print(f"{line.verdict:12} {line.topic}: {line.why}")
+        console.print(Padding(f"{line.calls}{only}", (0, 0, 0, 13)))
 
 
 def _print_plan(console: Console, plan: Plan, description: str, listed: list[Edge], *, all_edges: bool) -> None:
@@ -359,3 +488,54 @@ def _edge_table(plan: Plan, listed: list[Edge]) -> Table:
 
 def _numbers(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
+
+
+# ── how amplitudes look ──────────────────────────────────────────────────────────────────────────────────────────────
+def _print_amplitudes(regions: Regions, names: Iterable[str], *, as_json: bool) -> None:
+    from vcg.quantities import show_duration
+
+    amplitudes, credits_ns = regions.amplitudes(), regions.credits_ns()
+    if as_json:
+        told = {name: {"amplitude": amplitudes[name], "credit_ns": credits_ns[name]} for name in names}
+        print(json.dumps({"testbed": regions.plan.name, "dimensions": told}, indent=2))
+        return
+    table = _table_of("window", "amplitude", "credit", "share")
+    dimensions = {d.name: d for d in regions.plan.dimensions}
+    for name in names:
+        d, credit_ns = dimensions[name], credits_ns[name]
+        share = f"{credit_ns / d.period_ns:.1%}"
+        table.add_row(name, show_duration(d.period_ns), f"{amplitudes[name]:g}", show_duration(credit_ns), share)
+    _console().print(table)
+
+
+def _print_changes(changes: Iterable[Change], plan: Plan, *, as_json: bool) -> None:
+    from vcg.quantities import show_duration
+
+    if as_json:
+        told = {change.name: {**asdict(change)} for change in changes}
+        print(json.dumps({"testbed": plan.name, "changed": told}, indent=2))
+        return
+    table = _table_of("window", "amplitude", "credit", "share")
+    periods_ns = {d.name: d.period_ns for d in plan.dimensions}
+    for change in changes:
+        period_ns, both_ns = periods_ns[change.name], (change.credit_before_ns, change.credit_ns)
+        table.add_row(
+            change.name,
+            show_duration(period_ns),
+            _arrow(f"{change.amplitude_before:g}", f"{change.amplitude:g}"),
+            _arrow(*map(show_duration, both_ns)),
+            _arrow(*(f"{credit_ns / period_ns:.1%}" for credit_ns in both_ns)),
+        )
+    _console().print(table)
+
+
+def _table_of(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _arrow(before: str, after: str) -> str:
+    return after if before == after else f"{before} → {after}"

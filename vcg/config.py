@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -37,10 +36,13 @@ from pydantic import (
     model_validator,
 )
 
+from vcg.defences import NEEDED_FOR
 from vcg.document import Document, Location, did_you_mean, dotted, problems, read, show
 from vcg.errors import ConfigError, Problem
 from vcg.harmonics import TRIAD, nested
 from vcg.quantities import (
+    AMPLITUDE_MAX,
+    AMPLITUDE_MIN,
     BYTES_PER,
     DURATION_PATTERN,
     RATIO_PATTERN,
@@ -48,24 +50,31 @@ from vcg.quantities import (
     format_duration,
     format_ratio,
     format_size,
+    parse_amplitude,
     parse_duration,
     parse_ratio,
     parse_size,
 )
 from vcg.shm import ORCHESTRATOR_BIT, PAGE, TOKEN_SLOTS
+from vcg.storage import FOLDERS
 
 MAX_DIMENSIONS = ORCHESTRATOR_BIT
 """The bits of the clock's futex below the orchestrator's own."""
 DIMENSION_PRIORITY_MAX = 80
 """Highest SCHED_FIFO priority of a dimension: the RTD and the orchestrator lie above it."""
-HARMONIC_MAX = TOKEN_SLOTS // 2 - 1
-"""Tokens of two base windows are alive at a time, and the ring of a dimension has to hold them (``vcg.shm``)."""
+HARMONIC_MAX = TOKEN_SLOTS // 4 - 1
+"""Tokens of four base windows are alive at a time, and the ring of a dimension has to hold them (``vcg.shm``)."""
 WINDOW_MIN_NS = 1_000
 """Below this a window is a slip of the pen on any host; the host's own floor is measured and far higher."""
+RATE_MIN_BPS = 4 << 10
+"""One page a second."""
 EXT4_MIN_BYTES = 128 << 10
 """mkfs.ext4 refuses to make a smaller filesystem."""
-WORKLOADS = ("archive", "fsync", "idle", "ingress", "service", "spin")
+FLOOR_MIN, FLOOR_MAX = Fraction(1, 20), Fraction(9, 10)
+"""With no credit of its own a dimension could not show that it wants the rest back; with all of it, pay no debt."""
+WORKLOADS = ("archive", "burst", "fsync", "hostile", "idle", "ingress", "service", "spin")
 """Workloads that ship with the package and have a short name."""
+
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,14}")
 _WORKLOAD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -84,6 +93,20 @@ def _parse_scheduling(value: Any) -> Scheduling:
     if match is None or (match[1] and not 1 <= int(match[1]) <= DIMENSION_PRIORITY_MAX):
         raise ValueError(f'expected "other", or "fifo:30" with a priority from 1 to {DIMENSION_PRIORITY_MAX}')
     return Scheduling("fifo", int(match[1])) if match[1] else Scheduling("other", 0)
+
+
+def _parse_defence(value: Any) -> str:
+    if not isinstance(value, str) or value not in NEEDED_FOR:
+        near = did_you_mean(value, NEEDED_FOR) if isinstance(value, str) else f"known are {', '.join(NEEDED_FOR)}"
+        raise ValueError(f"expected a defence of the host; {near}")
+    return value
+
+
+def _parse_rate(value: Any) -> int:
+    rate = parse_size(value)
+    if rate < RATE_MIN_BPS:
+        raise ValueError(f"expected at least {format_size(RATE_MIN_BPS)} a second, so that a page gets through")
+    return rate
 
 
 def _parse_harmonic(value: Any) -> Fraction:
@@ -105,10 +128,18 @@ def _parse_phase(value: Any) -> Fraction | None:
     return phase
 
 
-def _parse_amplitude(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not isfinite(value) or value <= 0:
-        raise ValueError("expected a number above 0")
-    return float(value)
+def _parse_share(value: Any) -> Fraction:
+    share = parse_ratio(value)
+    if not FLOOR_MIN <= share <= FLOOR_MAX:
+        raise ValueError(f'expected a share from {format_ratio(FLOOR_MIN)} to {format_ratio(FLOOR_MAX)}, such as "1/4"')
+    return share
+
+
+def _parse_ceiling(value: Any) -> Fraction:
+    ceiling = parse_ratio(value)
+    if ceiling < 1:
+        raise ValueError('expected a multiple of its own credit, at least 1, such as "4"')
+    return ceiling
 
 
 def _parse_workload(value: Any) -> str:
@@ -131,6 +162,20 @@ def _parse_device(value: Any) -> str:
     path = PurePosixPath(value) if isinstance(value, str) else PurePosixPath()
     if len(path.parts) < 3 or path.parts[:2] != ("/", "dev") or ".." in path.parts:
         raise ValueError('expected a device node below /dev, such as "/dev/null"')
+    return str(path)
+
+
+def _parse_program(value: Any) -> tuple[str, ...]:
+    words = isinstance(value, list | tuple) and all(isinstance(word, str) and "\0" not in word for word in value)
+    if not words or not value or not PurePosixPath(value[0]).is_absolute() or ".." in PurePosixPath(value[0]).parts:
+        raise ValueError('expected a program by its absolute path, and its arguments, such as ["/usr/bin/sqlite3"]')
+    return tuple(value)
+
+
+def _parse_bind(value: Any) -> str:
+    path = PurePosixPath(value) if isinstance(value, str) else PurePosixPath()
+    if not path.is_absolute() or len(path.parts) < 2 or ".." in path.parts or path.parts[1] in FOLDERS:
+        raise ValueError(f'expected an absolute path of the host outside /{", /".join(FOLDERS)}, such as "/usr"')
     return str(path)
 
 
@@ -210,9 +255,40 @@ _Phase = Annotated[
     PlainSerializer(lambda phase: "auto" if phase is None else format_ratio(phase)),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1}]}),
 ]
+_Rate = Annotated[int, PlainValidator(_parse_rate), PlainSerializer(format_size), _text(SIZE_PATTERN, "20M", "512K")]
+"""Whole bytes a second, written with a binary unit."""
+_Operations = Annotated[int, Field(ge=1)]
+_Defence = Annotated[str, PlainValidator(_parse_defence), WithJsonSchema({"type": "string", "enum": list(NEEDED_FOR)})]
 _Amplitude = Annotated[
-    float, PlainValidator(_parse_amplitude), WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
+    float,
+    PlainValidator(parse_amplitude),
+    WithJsonSchema({"type": "number", "minimum": AMPLITUDE_MIN, "maximum": AMPLITUDE_MAX}),
 ]
+_Share = Annotated[
+    Fraction,
+    PlainValidator(_parse_share),
+    PlainSerializer(format_ratio),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": float(FLOOR_MIN), "maximum": float(FLOOR_MAX)}]}),
+]
+_Ceiling = Annotated[
+    Fraction,
+    PlainValidator(_parse_ceiling),
+    PlainSerializer(format_ratio),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 1}]}),
+]
+_Burst = Annotated[
+    Fraction,
+    PlainValidator(parse_ratio),
+    PlainSerializer(format_ratio),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0}]}),
+]
+_Program = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_program),
+    PlainSerializer(list),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+]
+_Bind = Annotated[str, PlainValidator(_parse_bind), _text("^/.+", "/usr", "/lib64")]
 _Scheduling = Annotated[
     Scheduling,
     PlainValidator(_parse_scheduling),
@@ -258,6 +334,15 @@ class Storage(_Strict):
         return self
 
 
+class Io(_Strict):
+    """Limits of a dimension's I/O to its image; what is absent is not limited."""
+
+    read_bps: _Rate | None = Field(default=None, description="bytes a second that it may read")
+    write_bps: _Rate | None = Field(default=None, description="bytes a second that it may write")
+    read_iops: _Operations | None = Field(default=None, description="reads a second")
+    write_iops: _Operations | None = Field(default=None, description="writes a second")
+
+
 class Dimension(_Strict):
     """One virtual dimension: its filesystem, cadence, credit, placement and work."""
 
@@ -271,6 +356,20 @@ class Dimension(_Strict):
     amplitude: _Amplitude = Field(
         default=1.0, description="its weight: its share of the credit on the CPUs that it uses"
     )
+    burst: _Burst = Field(
+        default=Fraction(0), description="credit left over that it may carry on, in windows of its own credit"
+    )
+    floor: _Share = Field(default=Fraction(1, 4), description="the part of its own credit that it never lends")
+    ceiling: _Ceiling = Field(
+        default=Fraction(4), description="most credit of a window, borrowed included, as a multiple of its own"
+    )
+    enforce: Literal["demote", "freeze", "none"] = Field(
+        default="demote",
+        description="what is done to it when it goes on without credit: SCHED_IDLE, or frozen, until its debt is paid",
+    )
+    grace_ns: Duration = Field(
+        default=500_000, alias="grace", description="CPU time beyond its credit that is let pass, and booked as debt"
+    )
     storage: Storage = Field(default=Storage(), description="its filesystem")
     scheduling: _Scheduling = Field(
         default=Scheduling("other", 0), description='scheduling class: "other", or "fifo:30" with its priority'
@@ -279,6 +378,18 @@ class Dimension(_Strict):
         default="vcg.workloads.idle:run", description="what runs in it: a ready workload or any other"
     )
     args: _Args = Field(default={}, description="the workload's arguments")
+    gate: Literal["cooperative", "freezer"] = Field(
+        default="cooperative",
+        description="how it is held to its windows: a workload that waits for them, or any program, thawed and frozen",
+    )
+    program: _Program | None = Field(
+        default=None,
+        alias="exec",
+        description="with the freezer gate, in place of a workload: a program's path, and its arguments",
+    )
+    binds: Annotated[tuple[_Bind, ...], Field(strict=False)] = Field(
+        (), description="files and directories of the host that it sees under the same name, read-only; no others"
+    )
     cpus: _Cpus | None = Field(default=None, description="the CPUs it may use; chosen automatically if absent")
     node: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="memory node; that of its CPUs if absent"
@@ -290,12 +401,25 @@ class Dimension(_Strict):
         default=128 * BYTES_PER["M"], alias="memory", description="memory limit, its tmpfs included"
     )
     pids: Annotated[int, Field(ge=1)] = Field(default=64, description="most processes and threads")
+    io: Io = Field(default=Io(), description="limits of I/O to its image; ext4 only")
 
     @model_validator(mode="after")
     def _memory_holds_tmpfs(self) -> Dimension:
         if self.storage.kind == "tmpfs" and self.storage.size_bytes >= self.memory_bytes:
             memory, size = format_size(self.memory_bytes), format_size(self.storage.size_bytes)
             raise ValueError(f"expected memory ({memory}) above storage.size ({size}): a tmpfs counts as memory")
+        return self
+
+    @model_validator(mode="after")
+    def _io_has_device(self) -> Dimension:
+        if self.storage.kind == "tmpfs" and self.io != Io():
+            raise ValueError('expected no io limits, or storage.kind = "ext4": a tmpfs does no I/O')
+        return self
+
+    @model_validator(mode="after")
+    def _gate_fits_program(self) -> Dimension:
+        if (self.gate == "freezer") != (self.program is not None):
+            raise ValueError('expected gate = "freezer" and exec together: a program that knows no windows is frozen')
         return self
 
 
@@ -342,6 +466,12 @@ class Testbed(_Strict):
     stagger: bool = Field(default=True, description="whether a triad's members start at 0, 1/3 and 2/3 of their window")
     state_root: _Root = Field(default="/var/lib/vcg", description="directory of images and run state")
     mount_root: _Root = Field(default="/vcg", description="directory of the dimensions' mounts")
+    horizon: Annotated[int, Field(ge=1)] = Field(
+        default=64, description="base windows for which a loan of credit can be claimed back; then it is forgiven"
+    )
+    require: Annotated[tuple[_Defence, ...], Field(strict=False)] = Field(
+        (), description="defences of the host that it must not run without, see vcg doctor"
+    )
     placement: Placement = Field(default=Placement(), description="CPUs and priorities of the runtime's own processes")
     triads: dict[Name, Triad] = Field(default={}, description="groups of three dimensions that share a cadence")
     dimensions: dict[Name, Dimension] = Field(description="at least one dimension, or a triad of them")
@@ -516,7 +646,7 @@ class _Merged:
         group, selector, field = keys[0], keys[1] if len(keys) > 1 else "", keys[2:]
         known = self.data.get(group)
         known = known if isinstance(known, dict) else {}
-        names = _selected(selector, known)
+        names = selected(selector, known)
         expected = None
         if not names:
             expected = f"nothing is selected by {show(selector)}; known are {', '.join(_natural(known))}"
@@ -595,7 +725,7 @@ def _resolve(document: Document, overrides: Mapping[str, Any]) -> Testbed:
     return testbed
 
 
-def _selected(selector: str, known: Iterable[str]) -> list[str]:
+def selected(selector: str, known: Iterable[str]) -> list[str]:
     """Names that ``*``, ``d4`` or ``d1-d3`` select, in natural order; none if it names anything unknown."""
     names = _natural(known)
     first, _, last = selector.partition("-")

@@ -15,7 +15,7 @@ skipped. Between the wake-up and the body there is no allocation, no I/O and no 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import sched_yield
 from typing import Any
 
@@ -23,8 +23,6 @@ from vcg import shm
 from vcg.linux import clock, futex
 from vcg.plan import DimensionPlan
 from vcg.shm import Cause, Outcome, Phase
-
-_cpu_ns = time.process_time_ns
 
 
 class Token:
@@ -49,16 +47,20 @@ class Window:
         number: counts from 0 at the start of the run.
         phase: position of its edge in the base window, 0 <= phase < 1.
         planned_ns: its edge, CLOCK_MONOTONIC.
+        entry_ns: when its work began. It goes into the record as it stands at the end: whoever only lets others work
+            sets it anew.
         token: its credit.
     """
 
-    __slots__ = ("_cpu_before_ns", "_phase_ppb", "number", "planned_ns", "token")
+    __slots__ = ("_cpu_before_ns", "_cpu_ns", "_phase_ppb", "entry_ns", "number", "planned_ns", "token")
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_ns: Callable[[], int]) -> None:
         self.number = -1
         self.planned_ns = 0
+        self.entry_ns = 0
         self.token = Token()
         self._phase_ppb = 0
+        self._cpu_ns = cpu_ns
         self._cpu_before_ns = 0
 
     @property
@@ -67,12 +69,12 @@ class Window:
 
     def used_ns(self) -> int:
         """CPU time of this process since the end of the last window, wake-up included."""
-        return _cpu_ns() - self._cpu_before_ns
+        return self._cpu_ns() - self._cpu_before_ns
 
     def remaining_ns(self) -> int:
         """What is left: the unused budget, or the time to expiry if that is shorter; 0 when the token is spent."""
         token = self.token
-        left_ns = min(token.budget_ns - _cpu_ns() + self._cpu_before_ns, token.expires_ns - clock.now_ns())
+        left_ns = min(token.budget_ns - self._cpu_ns() + self._cpu_before_ns, token.expires_ns - clock.now_ns())
         return left_ns if left_ns > 0 else 0
 
     @property
@@ -83,6 +85,9 @@ class Window:
 
 class Dimension:
     """What a workload is given.
+
+    Args:
+        cpu_ns: the CPU time that is held against the tokens; by default this process's own.
 
     Attributes:
         name, role, args: from the testbed.
@@ -96,6 +101,7 @@ class Dimension:
         ticks: memoryview,
         tokens: memoryview,
         status: memoryview,
+        cpu_ns: Callable[[], int] = time.process_time_ns,
     ) -> None:
         self.name = plan.name
         self.role = plan.role
@@ -106,6 +112,7 @@ class Dimension:
         self._ticks = ticks
         self._tokens = tokens
         self._status = status
+        self._cpu_ns = cpu_ns
 
     def windows(self) -> Iterator[Window]:
         """Wait for each edge of this dimension; ends when the run does."""
@@ -120,12 +127,12 @@ class Dimension:
         token_slots, token_words = shm.TOKEN_SLOTS - 1, shm.TOKEN_WORDS
         head_at = shm.STATUS_HEADER.at("head")
         windows_at, window_slots, window_words = shm.WINDOWS_AT, shm.WINDOW_SLOTS - 1, shm.WINDOW_WORDS
-        now_ns, finish = clock.now_ns, int(Phase.FINISH)
+        now_ns, cpu_now_ns, finish = clock.now_ns, self._cpu_ns, int(Phase.FINISH)
         done, overrun, missed = int(Outcome.DONE), int(Outcome.OVERRUN), int(Outcome.MISSED)
         late, no_token = int(Cause.LATE), int(Cause.NO_TOKEN)
-        window, token, head, last, finish_ns = Window(), Token(), status[head_at], -1, 0
-        window.token = token
-        cpu_before_ns = _cpu_ns()
+        window, head, last, finish_ns = Window(cpu_now_ns), status[head_at], -1, 0
+        token = window.token
+        cpu_before_ns = cpu_now_ns()
 
         while True:
             seen = word[0]
@@ -152,11 +159,12 @@ class Dimension:
                 token.budget_ns = budget_ns = tokens[at + 3]
                 token.expires_ns = expires_ns = tokens[at + 4]
                 token.borrowed_ns = tokens[at + 5]
-                entry_ns = now_ns()
+                window.entry_ns = now_ns()
                 yield window
                 finish_ns = now_ns()
+                entry_ns = window.entry_ns
                 sched_yield()  # peers of our priority on this CPU enter their windows before we write ours down
-                cpu_ns = _cpu_ns()
+                cpu_ns = cpu_now_ns()
                 used_ns = cpu_ns - cpu_before_ns
                 cpu_before_ns = cpu_ns
                 outcome, cause = overrun if finish_ns > expires_ns or used_ns > budget_ns else done, 0

@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import entry_points
+from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -33,10 +37,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcg import audit, floor, shm, storage
+from vcg import audit, defences, floor, gate, shm, storage
 from vcg.errors import HostError, VcgError
 from vcg.floor import STATE_ROOT
-from vcg.linux import cgroup, cpuidle, futex, libc, loop, memory, mount, sched
+from vcg.linux import cgroup, cpuidle, futex, loop, memory, mount, prctl, sched
+from vcg.plan import FREEZER_WINDOW_MIN_NS
 
 MOUNT_ROOT = Path("/vcg")
 OLDEST_KERNEL = (5, 14)
@@ -44,10 +49,14 @@ OLDEST_KERNEL = (5, 14)
 NEEDED_DISK_BYTES = 1 << 30
 NEEDED_MEMORY_BYTES = 1 << 30
 _INSTALL = "apt-get install "
+_SERVICES = frozenset({"redis-server"})
+"""Packages that begin a service on installation, where only their program is wanted."""
 _SHOWN = 3
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_CREATE_RULESET_VERSION = 1
 _PROBE_IMAGE_BYTES = 1 << 20
+FREEZER_SHARE = 0.05
+"""Part of a window that freezing and thawing may take."""
+_FREEZES = 300
+_FREEZER_PATIENCE_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,15 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
         check_cpus(),
         check_disk(state_root),
         check_memory(),
-        check_landlock(),
-        check_seccomp(),
+        check_defence("Landlock", "landlock"),
+        check_defence("Landlock scopes", "landlock-scopes"),
+        check_defence("seccomp", "seccomp"),
         check_cpu_dma_latency(),
         check_command("cyclictest", "vcg bench rtd", "rt-tests", required=False),
         check_command("gcc", "vcg bench edge", "gcc libc6-dev", required=False),
+        check_command("redis-server", "vcg bench programs", "redis-server redis-tools", required=False),
+        check_command("sqlite3", "vcg bench programs", "sqlite3", required=False),
+        check_command("stress-ng", "vcg bench programs", "stress-ng", required=False),
     ]
     if root.ok:  # the others would only say again that root is missing
         checks += [
@@ -133,6 +146,7 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
             check_filesystems(),
             check_loop_devices(state_root),
             *check_cgroups(),
+            check_freezer(),
             check_fifo(),
             check_mlock(),
             check_memory_policy(),
@@ -170,7 +184,17 @@ def install(checks: Iterable[Check]) -> list[str]:
             raise HostError(
                 f"{' '.join(command)}: exit code {error.returncode}: are its sources reachable? Else {by_hand}"
             ) from None
+    for service in _SERVICES & set(packages):
+        _disable(service)
     return packages
+
+
+def _disable(service: str) -> None:
+    """Stop a service of the host that a package has just begun, for good."""
+    for command in (["update-rc.d", service, "disable"], ["invoke-rc.d", service, "stop"]):
+        code = subprocess.run(command, stdout=2).returncode
+        if code != 0:
+            raise HostError(f"{' '.join(command)}: exit code {code}: stop and disable {service} by hand")
 
 
 def attempt(act: Callable[[], str], name: str, needed_for: str, fix: str, *, required: bool) -> Check:
@@ -288,20 +312,10 @@ def check_memory() -> Check:
     return Check("memory", available >= NEEDED_MEMORY_BYTES, found, "tmpfs dimensions, locked processes", fix, True)
 
 
-def check_landlock() -> Check:
-    def act() -> str:
-        number, version = _SYS_LANDLOCK_CREATE_RULESET, _LANDLOCK_CREATE_RULESET_VERSION
-        return f"ABI {libc.syscall(number, 0, 0, version, name='landlock_create_ruleset')}"
-
-    fix = "CONFIG_SECURITY_LANDLOCK, and landlock among lsm= on the kernel command line"
-    return attempt(act, "Landlock", "a second wall around a dimension's files", fix, required=False)
-
-
-def check_seccomp() -> Check:
-    def act() -> str:
-        return Path("/proc/sys/kernel/seccomp/actions_avail").read_text().strip()
-
-    return attempt(act, "seccomp", "refusing system calls to a dimension", "CONFIG_SECCOMP_FILTER", required=False)
+def check_defence(title: str, name: str) -> Check:
+    """A defence of the kernel that is no cgroup controller, see :mod:`vcg.defences`."""
+    finding = defences.examine(name)
+    return Check(title, finding.is_here, finding.found, defences.NEEDED_FOR[name], finding.fix, False)
 
 
 def check_cpu_dma_latency() -> Check:
@@ -358,41 +372,9 @@ def check_loop_devices(state_root: Path) -> Check:
 
 def check_controller(observed: cgroup.Hierarchies, controller: str) -> Check:
     """Whether one of :data:`cgroup.CONTROLLERS` serves our groups; if not, what is not enforced, and where it stops."""
-    name, without = f"cgroup {controller}", _WITHOUT_CONTROLLER[controller]
-    backend, unified = observed.backend(controller), observed.unified
-    if backend:
-        return Check(
-            name,
-            True,
-            f"{backend}, below {unified if backend == 'v2' else observed.v1[controller]}",
-            without,
-            "",
-            False,
-        )
-    fix = "mount its v1 hierarchy, or boot with the controller in the v2 tree (systemd.unified_cgroup_hierarchy=1)"
-    found = "neither in the v2 tree nor mounted as v1"
-    if unified and controller in _words(unified / "cgroup.controllers"):
-        handed_down = ", ".join(sorted(_words(unified / "cgroup.subtree_control"))) or "nothing"
-        found = f"there, but {unified}, in which this process was started, hands down {handed_down}"
-        is_root = not (unified / "cgroup.type").exists()  # only the root of the tree has no such file
-        fix = f"echo +{controller} >{unified / 'cgroup.subtree_control'}" if is_root else _ENTER_ROOT_GROUP
-    return Check(name, False, found, without, fix, False)
-
-
-def _words(file: Path) -> set[str]:
-    return set(file.read_text().split()) if file.exists() else set()
-
-
-_WITHOUT_CONTROLLER = {
-    "cpu": "CPU weights of SCHED_OTHER dimensions; without it all weigh the same",
-    "cpuset": "pinning by the kernel; without it by affinity only",
-    "memory": "memory limits; without it there are none",
-    "pids": "limits on forks; without it there are none",
-}
-_ENTER_ROOT_GROUP = (
-    "a group that holds processes can't hand controllers down, only the root of the tree can: start from there with "
-    "sudo sh -c 'echo 0 >/sys/fs/cgroup/cgroup.procs && exec vcg …'"
-)
+    finding = defences.controller(observed, controller)
+    needed_for = defences.NEEDED_FOR[controller]
+    return Check(f"cgroup {controller}", finding.is_here, finding.found, needed_for, finding.fix, False)
 
 
 def check_cgroups() -> Iterator[Check]:
@@ -417,6 +399,88 @@ def check_cgroups() -> Iterator[Check]:
 
     fix = "root, a writable /sys/fs/cgroup, Linux 5.14 or newer"
     yield attempt(build, "cgroup trees", "accounting for every process of a run, and its end", fix, required=True)
+
+
+def check_freezer() -> Check:
+    """Measure how fast a group freezes and thaws, as the gate does it, and which windows that is good enough for."""
+    name = f"{audit.CGROUP_PREFIX}doctor-{os.getpid()}"
+
+    def act() -> str:
+        unified = cgroup.observe().unified
+        if unified is None:
+            raise OSError("no v2 tree is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+        freeze_ns, thaw_ns = _freeze_and_thaw(unified / name, _FREEZES)
+        shortest_ns = freezer_floor_ns([sum(both) for both in zip(freeze_ns, thaw_ns, strict=True)])
+        found = (
+            f"windows from {shortest_ns / 1e6:.1f} ms (frozen after {median(freeze_ns) / 1000:.0f} us, running after "
+            f"{median(thaw_ns) / 1000:.0f} us), testbeds may have them from {FREEZER_WINDOW_MIN_NS / 1e6:.0f} ms"
+        )
+        if shortest_ns > FREEZER_WINDOW_MIN_NS:
+            raise HostError(found)
+        return found
+
+    fix = "a v2 tree, Linux 5.2 or newer; steal or a busy host are the usual reasons for long latencies: measure again"
+    return attempt_in_child(act, "freezer gate", "programs that know nothing of windows", fix, required=False)
+
+
+def freezer_floor_ns(latencies_ns: Sequence[int]) -> int:
+    """Shortest window of which freezing and thawing take no more than :data:`FREEZER_SHARE` at the p99."""
+    p99_ns = sorted(latencies_ns)[int(0.99 * len(latencies_ns))]
+    return ceil(p99_ns / FREEZER_SHARE)
+
+
+def _freeze_and_thaw(directory: Path, times: int) -> tuple[list[int], list[int]]:
+    """Freeze and thaw a process that spins, in a v2 group that is made for it and removed.
+
+    The calling process becomes SCHED_FIFO like a gate, on another CPU than the spinning one if there are two.
+
+    Returns:
+        Nanoseconds from each freeze to the group's coming to rest, and from each thaw to the process's going on.
+    """
+    here, *others = sorted(os.sched_getaffinity(0))
+    turns = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+    frozen_ns, thawed_ns = [], []
+    directory.mkdir()
+    parent = os.getpid()
+    spinner = os.fork()
+    if spinner == 0:
+        try:
+            prctl.die_with_parent(parent)
+            sched.pin(others[:1] or [here])
+            sched.set_fifo(1)  # others on its CPU are not to be measured
+            while True:
+                turns[0] += 1
+        finally:
+            os._exit(1)
+    try:
+        (directory / "cgroup.procs").write_text(str(spinner))
+        group = cgroup.Freezer(directory)
+        sched.pin([here])
+        sched.set_fifo(gate.PRIORITY)
+
+        def wait_for(come: Callable[[], bool]) -> int:
+            begun_ns = time.monotonic_ns()
+            while not come():
+                if not others:
+                    time.sleep(1e-5)  # the CPU is needed for it to come
+                if time.monotonic_ns() - begun_ns > _FREEZER_PATIENCE_NS:
+                    raise OSError(f"{directory}: frozen, or thawed, for {_FREEZER_PATIENCE_NS / 1e9:.0f} s in vain")
+            return time.monotonic_ns()
+
+        for _ in range(times):
+            time.sleep(0.001)
+            begun_ns = time.monotonic_ns()
+            group.freeze()
+            frozen_ns.append(wait_for(group.is_frozen) - begun_ns)
+            turns[0] = 0
+            begun_ns = time.monotonic_ns()
+            group.thaw()
+            thawed_ns.append(wait_for(lambda: turns[0] != 0) - begun_ns)
+    finally:
+        os.kill(spinner, signal.SIGKILL)
+        os.waitpid(spinner, 0)
+        cgroup.remove([directory], time.monotonic_ns() + 1_000_000_000)
+    return frozen_ns, thawed_ns
 
 
 def check_fifo() -> Check:

@@ -133,18 +133,18 @@ def nested(levels: int = 3, windows: int = TRIAD) -> tuple[Fraction, ...]:
     return tuple(Fraction(windows) ** (middle - level) for level in range(levels))
 
 
-def widest_gap(cadences: Sequence[Cadence], base_window_ns: int) -> int:
+def widest_gap(cadences: Sequence[Cadence], base_window_ns: Fraction | int) -> int:
     """Offset in ns inside the base window that lies farthest from any edge: the middle of the widest gap.
 
     All edges are folded onto one base window; of equally wide gaps the first is taken. Where folding every edge would
     take more than :data:`EDGE_TABLE_LIMIT` of them, the first that many stand for the rest; cadences that are not
     commensurate with the base window then leave only narrow gaps, and the result is merely as good as any.
     """
-    span_ns = math.lcm(hyperperiod_ns(cadences), base_window_ns)
+    span_ns = math.lcm(hyperperiod_ns(cadences), Fraction(base_window_ns).numerator)
     within_span = takewhile(lambda edge: edge.offset_ns < span_ns, edges(cadences))
     folded = sorted({edge.offset_ns % base_window_ns for edge in islice(within_span, EDGE_TABLE_LIMIT)})
     following = [*folded[1:], folded[0] + base_window_ns]
     width_ns, start_ns = max(
         ((end - start, start) for start, end in zip(folded, following, strict=True)), key=lambda gap: (gap[0], -gap[1])
     )
-    return (start_ns + width_ns // 2) % base_window_ns
+    return math.floor((start_ns + width_ns // 2) % base_window_ns)

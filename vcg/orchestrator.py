@@ -1,72 +1,132 @@
-"""The orchestrator: mints tokens one base window ahead, settles what was used, exports its counters.
+"""The orchestrator: mints tokens ahead, settles what was used, holds dimensions to it, exports its counters.
 
-Runs as a process of its own (``python -m vcg.orchestrator``). It waits on the RTD's futex under its own bit, once in
-each base window, at the middle of the widest gap between edges: its work then competes with no dimension's entry. In
-round *k* it mints every token of the windows that begin in base window *k + 1* and settles what the dimensions report,
-so at any edge the token already lies in shared memory and a dimension wakes with a single hop.
+Runs as a process of its own (``python -m vcg.orchestrator``). It waits on the RTD's futex under its own bit, as often
+as the shortest window comes round (``Plan.rounds`` times in a base window), at the middle of the widest gap between
+edges: its work then competes with no dimension's entry. Each round
 
-What a dimension writes is hostile input: each field is copied once, then validated, then used.
+1. settles what the dimensions have reported since the last one;
+2. lets the ledger decide which credit passes from whom to whom (``vcg.tokens``);
+3. *books* the tokens of the windows that begin in the round to come, and once in a base window *offers* those of the
+   base windows after that: an offered token holds its dimension's own credit and nothing else, and is there in case the
+   next rounds come late;
+4. holds some of the dimensions against what the kernel says that they have used, each once in a window of its own, and
+   demotes or freezes those that go on without credit, until their debt is paid.
+
+So at any edge the token already lies in shared memory, and a dimension wakes with a single hop.
+
+What a dimension writes is hostile input: each field is copied once, then validated, then used. What it reports steers
+what it is minted; what is done to it follows from the kernel's account of its control group, children included.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from array import array
 from fractions import Fraction
-from math import floor
+from math import ceil, floor
+from pathlib import Path
+from typing import Any
 
 from vcg import rtd, service, shm
 from vcg.linux import clock, futex
 from vcg.plan import DimensionPlan, Plan
 from vcg.shm import Outcome, Phase
-from vcg.tokens import Account
+from vcg.tokens import Account, Ledger, Terms
+from vcg.warden import Custody, Standing, Warden
 
 _SLACK_NS = 1_000_000_000
 """CPU time that a dimension may have used before window 0, while it was starting."""
 _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
+_LEASE = 4
+"""A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
 
 
 class Desk:
-    """One dimension as the orchestrator sees it: its account, its tokens, its status page."""
+    """One dimension as the orchestrator sees it: its account, its tokens, its status page, its warden."""
 
-    def __init__(self, plan: DimensionPlan, epoch: int, tokens: memoryview, status: memoryview) -> None:
-        self.account = Account(plan.credit_ns)
+    def __init__(
+        self,
+        plan: DimensionPlan,
+        account: Account,
+        epoch: int,
+        ticks: memoryview,
+        tokens: memoryview,
+        status: memoryview,
+    ) -> None:
+        self.account = account
+        self.custody = Custody(plan.enforce)
         self._plan = plan
+        self._cpus = len(plan.cpus)
         self._epoch = epoch
-        self._tokens = tokens
-        self._status = status
+        self.status = status
+        self._ticks, self._tokens = ticks, tokens
+        self._latest_at = shm.LATEST_AT + plan.index
         self._ring_at = shm.TOKENS_AT + plan.index * shm.TOKEN_SLOTS * shm.TOKEN_WORDS
-        self._counters_at = shm.COUNTERS_AT + plan.index * shm.COUNTER_WORDS
-        self._head_at = shm.STATUS_HEADER.at("head")
-        self._seen = 0
+        self.seen = 0
+        """Records of its status page that have been looked at."""
+        self._reported = -1
         self.refused_epoch = self.refused_window = self.refused_value = self.records_lost = 0
+        self.unreported_ns = 0
+        self._warden: Warden | None = None
+        self._usage_before_ns = self._charged_ns = 0
+        self._has_baseline = False
         # Window n is planned at floor((a + n * b) / c) after the start, in integers.
         period, phase = Fraction(*plan.period), Fraction(*plan.phase)
         self._c = period.denominator * phase.denominator
         self._a, self._b = int(phase * self._c), int(period * self._c)
-        self._window = 0
-        self._offset_ns = floor(phase)
+        self._offered = 0
+        self.offered_ns = self.next_ns = floor(phase)
+        """Offsets of the windows whose tokens are offered, and booked, next."""
 
-    def mint_through(self, start_ns: int, end_ns: int, now_ns: int) -> None:
-        """Issue the tokens of every window planned before ``end_ns``. A token is void at the next window's edge."""
-        tokens, account = self._tokens, self.account
-        planned_ns = start_ns + self._offset_ns
+    def watch_by(self, warden: Warden) -> None:
+        """From now on, hold it to its credit."""
+        self._warden = warden
+        self._usage_before_ns = warden.usage_ns()
+
+    # ── minting ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def offer_through(self, start_ns: int, end_ns: int) -> None:
+        """Lay out a token with the own credit for every window planned before ``end_ns``.
+
+        A token is void at the next window's edge.
+        """
+        tokens, credit_ns = self._tokens, self.account.credit_ns
+        window, planned_ns = self._offered, start_ns + self.offered_ns
         while planned_ns < end_ns:
-            window = self._window
-            self._window = window + 1
-            self._offset_ns = (self._a + self._window * self._b) // self._c
-            expires_ns = start_ns + self._offset_ns
-            at = self._ring_at + (window & shm.TOKEN_SLOTS - 1) * shm.TOKEN_WORDS
-            tokens[at + 1] = self._epoch
-            tokens[at + 2] = self._plan.index
-            tokens[at + 3] = account.mint(window)
-            tokens[at + 4] = expires_ns
+            at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
+            next_ns = (self._a + (window + 1) * self._b) // self._c
+            tokens[at + 3] = credit_ns
+            tokens[at + 4] = start_ns + next_ns
             tokens[at + 5] = 0
             tokens[at + 6] = planned_ns
-            tokens[at + 7] = now_ns
             tokens[at] = window  # makes it valid, so it comes last
-            planned_ns = expires_ns
+            window += 1
+            self.offered_ns = next_ns
+            planned_ns = start_ns + next_ns
+        self._offered = window
+
+    def book_through(self, start_ns: int, end_ns: int, now_ns: int) -> None:
+        """Mint the token of every window planned before ``end_ns``, over what was offered for it.
+
+        The token of a window that has begun meanwhile is minted as it was offered: it may have been entered.
+        """
+        tokens, account = self._tokens, self.account
+        planned_ns = start_ns + self.next_ns
+        while planned_ns < end_ns:
+            window = account.next_window
+            at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
+            if planned_ns > now_ns:
+                budget_ns, borrowed_ns = account.book(window)
+                if budget_ns != tokens[at + 3]:
+                    tokens[at + 3], tokens[at + 5] = budget_ns, borrowed_ns
+            else:
+                account.book(window, offered_ns=tokens[at + 3])
+            planned_ns = tokens[at + 4]
+            self.next_ns = planned_ns - start_ns
+
+    # ── settling ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def settle(self, elapsed_ns: int) -> None:
         """Book every report since the last round.
@@ -74,111 +134,281 @@ class Desk:
         Args:
             elapsed_ns: since window 0. Nobody has used more CPU time than has passed on its CPUs.
         """
-        most_ns = (elapsed_ns + _SLACK_NS) * len(self._plan.cpus)
-        status = self._status
-        head = status[self._head_at]
-        fresh = head - self._seen
+        status = self.status
+        head = status[_HEAD_AT]
+        fresh = head - self.seen
         if fresh == 0:
             return
         if fresh < 0 or fresh > shm.WINDOW_SLOTS:
             self.refused_value += 1
-            self._seen = head
+            self.seen = head
             return
         if fresh > _SETTLE_AT_MOST:
             self.records_lost += fresh - _SETTLE_AT_MOST
-            self._seen = head - _SETTLE_AT_MOST
-        account = self.account
-        for record in range(self._seen, head):
-            at = shm.WINDOWS_AT + record % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
-            window, epoch, outcome, used_ns = status[at], status[at + 1], status[at + 2], status[at + 8]
-            if epoch != self._epoch:
+            self.seen = head - _SETTLE_AT_MOST
+        account, epoch = self.account, self._epoch
+        most_ns = (elapsed_ns + _SLACK_NS) * self._cpus
+        newest = self._ticks[self._latest_at]
+        for record in range(self.seen, head):
+            at = _WINDOWS_AT + (record & _WINDOW_SLOTS) * _WINDOW_WORDS
+            window, outcome, used_ns = status[at], status[at + 2], status[at + 8]
+            if status[at + 1] != epoch:
                 self.refused_epoch += 1
-            elif account.refuses(window):
+            elif not self._reported < window <= newest:
                 self.refused_window += 1
-            elif not 0 <= used_ns <= most_ns - account.used_ns:
-                self.refused_value += 1
-            elif outcome == Outcome.DONE or outcome == Outcome.OVERRUN:
-                account.settle(window, used_ns)
+            elif outcome in _ENTERED:
+                if not 0 <= used_ns <= most_ns - account.used_ns:
+                    self.refused_value += 1
+                    continue
+                self._reported = window
+                if account.settled_through < window < account.next_window:
+                    account.settle(window, used_ns)
+                elif window < account.next_window:
+                    account.settle_late(used_ns)
+                else:  # entered with the token that was offered for it, which the books have yet to catch up with
+                    self.seen = record
+                    self._reported = window - 1
+                    return
             else:
+                self._reported = window
                 account.expire_before(window + 1)
-        self._seen = head
+        self.seen = head
 
-    def export(self) -> None:
-        """Publish the counters, in the order of ``shm.COUNTERS``."""
-        a = self.account
-        counters = (
-            a.minted, a.minted_ns, a.settled, a.used_ns, a.overruns, a.overrun_ns, a.expired, a.expired_ns,
-            self.refused_epoch, self.refused_window, self.refused_value, self.records_lost,
-        )  # fmt: skip
-        for at, value in enumerate(counters, self._counters_at):
-            self._tokens[at] = value
+    # ── enforcing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def enforce(self, round_end_ns: int, start_ns: int) -> None:
+        """Hold the dimension against the kernel's account of it, and act (``vcg.warden``).
 
-def govern(plan: Plan, desks: list[Desk], ticks: memoryview, tokens: memoryview, start_ns: int) -> None:
-    """Work a round at each edge of ours until the RTD stops ticking."""
-    word_at = shm.TICKS_HEADER.at("futex")
-    word = ticks[word_at : word_at + 1].cast("B").cast("I")
-    wait = futex.waiter(futex.address_of(ticks, word_at), 1 << shm.ORCHESTRATOR_BIT)
-    latest_at, phase_at = shm.LATEST_AT + shm.ORCHESTRATOR_BIT, shm.TICKS_HEADER.at("phase")
-    rounds_at, through_at = shm.TOKENS_HEADER.at("rounds"), shm.TOKENS_HEADER.at("minted_through_ns")
-    total_at, max_at = shm.TOKENS_HEADER.at("round_ns_total"), shm.TOKENS_HEADER.at("round_ns_max")
-    base_ns = plan.base_window_ns
-    now_ns = clock.now_ns
-    last = -1
+        What it has used and not reported may be what the windows that have begun since its last report are good for,
+        together with its balance. It is set free for a window that begins before the round to come is over.
 
-    def work(through_ns: int) -> None:
-        began_ns = now_ns()
-        for desk in desks:
-            desk.mint_through(start_ns, through_ns, began_ns)
-        tokens[through_at] = through_ns
-        for desk in desks:
-            desk.settle(began_ns - start_ns)
-            desk.export()
-        spent_ns = now_ns() - began_ns
-        tokens[rounds_at] += 1
-        tokens[total_at] += spent_ns
-        if spent_ns > tokens[max_at]:
-            tokens[max_at] = spent_ns
-
-    work(start_ns + base_ns)
-    while True:
-        seen = word[0]
-        newest = ticks[latest_at]
-        if newest != last:
-            last = newest
-            work(start_ns + (newest + 2) * base_ns)
-        elif ticks[phase_at] > Phase.RUN:
+        Args:
+            round_end_ns: when the next round's windows have all begun.
+            start_ns: of the run.
+        """
+        warden, account, custody = self._warden, self.account, self.custody
+        newest = self._ticks[self._latest_at]
+        account.expire_before(newest - _LEASE + 1)
+        if warden is None:
             return
-        else:
-            wait(seen)
+        usage_ns = warden.usage_ns()
+        if not self._has_baseline:
+            # What it used before its first window was nobody's credit.
+            self._usage_before_ns = usage_ns - account.used_ns
+            self._has_baseline = account.settled > 0 or newest > _LEASE
+            return
+        open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
+        before = custody.standing
+        overdrawn = account.balance_ns + account.started_ns(newest) - open_ns < -self._plan.grace_ns
+        if overdrawn or before:
+            # Everything that it uses is debt from now on; a report that tells of the same use takes it out again.
+            account.expire_before(newest)
+            account.charge(open_ns)
+            self._charged_ns += open_ns
+            self.unreported_ns += max(0, open_ns)
+            in_time = start_ns + self.next_ns <= round_end_ns
+            solvent = account.balance_ns >= 0
+            after = custody.judge(
+                newest,
+                overdrawn=overdrawn,
+                solvent=solvent and in_time,
+                resting=open_ns <= 0,
+                restless=open_ns > account.credit_ns // 2,
+            )
+            warden.apply(before, after)
+
+    def let_go(self) -> None:
+        """The run is over: a dimension that is frozen must be able to see it, at nobody's expense."""
+        if self._warden is not None:
+            self._warden.apply(self.custody.standing, min(self.custody.standing, Standing.DEMOTED))
+
+    def counters(self) -> tuple[int, ...]:
+        """In the order of ``shm.COUNTERS``."""
+        a = self.account
+        return (
+            a.minted, a.own_ns, a.lent_ns, a.borrowed_ns, a.repaid_ns, a.returned_ns, a.settled, a.used_ns, a.overruns,
+            a.overrun_ns, a.expired, a.expired_ns, a.forgiven_ns, a.waived_ns, self.refused_epoch, self.refused_window,
+            self.refused_value, self.records_lost, self.unreported_ns, self.custody.offences, a.credit_ns, a.balance_ns,
+            a.market.owed_ns(a), a.behind(self._ticks[self._latest_at]), self.custody.standing,
+            self.custody.since,
+        )  # fmt: skip
+
+
+def ledger_of(plan: Plan) -> Ledger:
+    """Fresh books for every dimension of a plan."""
+    terms = [
+        Terms(d.name, d.cpus, d.triad, d.period, Fraction(*d.burst), Fraction(*d.floor), Fraction(*d.ceiling))
+        for d in plan.dimensions
+    ]
+    weights = [max(1, round(d.amplitude * shm.AMPLITUDE_ONE)) for d in plan.dimensions]
+    credits_ns = [d.credit_ns for d in plan.dimensions]
+    # A decision in each base window at most: a little less than that, so that no round misses its turn by a moment.
+    return Ledger(terms, credits_ns, weights, plan.horizon * plan.base_window_ns, plan.base_window_ns * 7 // 8)
+
+
+class Orchestrator:
+    """All desks, and the rounds that are worked on them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        epoch: int,
+        control: memoryview,
+        ticks: memoryview,
+        tokens: memoryview,
+        statuses: list[memoryview],
+    ) -> None:
+        self.ledger = ledger_of(plan)
+        self.desks = [
+            Desk(d, account, epoch, ticks, tokens, status)
+            for d, account, status in zip(plan.dimensions, self.ledger.accounts, statuses, strict=True)
+        ]
+        self._control, self._tokens = control, tokens
+        self._base_ns, self._rounds = plan.base_window_ns, plan.rounds
+        self._tuning_at = shm.CONTROL.at("tuning")
+        self._tuning = self._offered_ns = 0
+        # Each desk is looked at once in a window of its own, in turns, so that no round has to look at all of them.
+        every = [max(1, ceil(Fraction(*d.period) * plan.rounds / plan.base_window_ns)) for d in plan.dimensions]
+        self._watched = [
+            (desk, rounds, k % rounds) for k, (desk, rounds) in enumerate(zip(self.desks, every, strict=True))
+        ]
+
+    def work(self, number: int, start_ns: int) -> None:
+        """One round.
+
+        Args:
+            number: of the round; -1 is the one before the run starts.
+            start_ns: of the run.
+        """
+        began_ns = clock.now_ns()
+        base_ns, rounds = self._base_ns, self._rounds
+        through_ns = start_ns + -(-(number + 2) * base_ns // rounds)
+        control = self._control
+        if control[self._tuning_at] != self._tuning:
+            self._tune()
+        elapsed_ns, desks = began_ns - start_ns, self.desks
+        for desk in desks:
+            if desk.status[_HEAD_AT] != desk.seen:
+                desk.settle(elapsed_ns)
+        self.ledger.turn(elapsed_ns)
+        offered_ns = start_ns + ((number + 1) // rounds + 3) * base_ns
+        if offered_ns > self._offered_ns:  # a round may have been missed, so this does not go by its number
+            self._offered_ns = offered_ns
+            for desk in desks:
+                desk.offer_through(start_ns, offered_ns)
+        for market in self.ledger.markets:
+            for account in market.order:
+                desk = desks[account.index]
+                if start_ns + desk.next_ns < through_ns:
+                    desk.book_through(start_ns, through_ns, began_ns)
+        tokens = self._tokens
+        tokens[_THROUGH_AT] = through_ns
+        minted_ns = clock.now_ns()
+        if number >= 0:
+            for desk, every, turn in self._watched:
+                if desk.custody.standing or number % every == turn:
+                    desk.enforce(through_ns, start_ns)
+        self.export(number % len(desks))
+        spent_ns = clock.now_ns() - began_ns
+        worked = tokens[_ROUNDS_AT]
+        tokens[shm.MINTS_AT + worked % shm.MINT_SLOTS] = minted_ns - began_ns
+        tokens[_ROUNDS_AT] = worked + 1
+        tokens[_TOTAL_AT] += spent_ns
+        if spent_ns > tokens[_MAX_AT]:
+            tokens[_MAX_AT] = spent_ns
+
+    def _tune(self) -> None:
+        """Take over the amplitudes that the supervisor has put into the control page."""
+        control, many = self._control, len(self.desks)
+        self._tuning = control[self._tuning_at]
+        credits_ns = control[shm.CREDITS_AT : shm.CREDITS_AT + many].tolist()
+        weights = control[shm.AMPLITUDES_AT : shm.AMPLITUDES_AT + many].tolist()
+        self.ledger.tune(credits_ns, weights)
+
+    def export(self, index: int) -> None:
+        """Publish the counters of one desk: they take turns, a round each."""
+        at = shm.COUNTERS_AT + index * shm.COUNTER_WORDS
+        self._tokens[at : at + shm.COUNTERS.words] = array("q", self.desks[index].counters())
+
+    def govern(self, ticks: memoryview, start_ns: int) -> None:
+        """Work a round at each edge of ours until the RTD stops ticking."""
+        word_at = shm.TICKS_HEADER.at("futex")
+        word = ticks[word_at : word_at + 1].cast("B").cast("I")
+        wait = futex.waiter(futex.address_of(ticks, word_at), 1 << shm.ORCHESTRATOR_BIT)
+        latest_at, phase_at = shm.LATEST_AT + shm.ORCHESTRATOR_BIT, shm.TICKS_HEADER.at("phase")
+        last = -1
+        self.work(last, start_ns)
+        while True:
+            seen = word[0]
+            newest = ticks[latest_at]
+            if newest != last:
+                last = newest
+                self.work(newest, start_ns)
+            elif ticks[phase_at] > Phase.RUN:
+                return
+            else:
+                wait(seen)
+
+    def close(self, now_ns: int, start_ns: int) -> None:
+        """The last settlement, after the ticks have stopped."""
+        for index, desk in enumerate(self.desks):
+            desk.settle(now_ns - start_ns)
+            self.export(index)
+
+
+_TOKEN_SLOTS, _TOKEN_WORDS = shm.TOKEN_SLOTS - 1, shm.TOKEN_WORDS
+_WINDOWS_AT, _WINDOW_SLOTS, _WINDOW_WORDS = shm.WINDOWS_AT, shm.WINDOW_SLOTS - 1, shm.WINDOW_WORDS
+_ENTERED = (int(Outcome.DONE), int(Outcome.OVERRUN))
+_HEAD_AT = shm.STATUS_HEADER.at("head")
+_ROUNDS_AT, _THROUGH_AT = shm.TOKENS_HEADER.at("rounds"), shm.TOKENS_HEADER.at("minted_through_ns")
+_TOTAL_AT, _MAX_AT = shm.TOKENS_HEADER.at("round_ns_total"), shm.TOKENS_HEADER.at("round_ns_max")
+
+
+def new_tokens(epoch: int) -> tuple[int, memoryview]:
+    """A fresh tokens region: no token minted yet."""
+    fd, tokens = shm.create("vcg-tokens", shm.TOKENS_BYTES)
+    tokens[shm.TOKENS_HEADER.at("magic")] = shm.MAGIC
+    tokens[shm.TOKENS_HEADER.at("epoch")] = epoch
+    for slot in range(shm.MAX_DIMENSIONS * shm.TOKEN_SLOTS):
+        at = shm.TOKENS_AT + slot * shm.TOKEN_WORDS
+        tokens[at], tokens[at + 1], tokens[at + 2] = -1, epoch, slot // shm.TOKEN_SLOTS
+    return fd, tokens
+
+
+def _watch(orchestrator: Orchestrator, plan: Plan, groups: dict[str, Any]) -> None:
+    """Give every desk that is to be enforced its warden; a program behind the freezer gate is held by its gate."""
+    for desk, d in zip(orchestrator.desks, plan.dimensions, strict=True):
+        if d.enforce != "none" and d.gate == "cooperative":
+            desk.watch_by(Warden(Path(groups[d.name]), d.policy, d.priority))
 
 
 def main(arguments: list[str]) -> None:
-    """The process: offer the token region, wait for RUN, govern, settle what is left, wait for FINISH."""
+    """The process: offer the token region, wait for the dimensions and for RUN, govern, settle, wait for FINISH."""
     plan, control, supervisor, more = service.begin("vcg:orch", arguments)
     epoch = control[shm.CONTROL.at("epoch")]
     ticks, *statuses = [shm.attach(fd) for fd in more]
     for fd in more:
         os.close(fd)
-    fd, tokens = shm.create("vcg-tokens", shm.TOKENS_BYTES)
-    tokens[shm.TOKENS_HEADER.at("magic")] = shm.MAGIC
-    tokens[shm.TOKENS_HEADER.at("epoch")] = epoch
-    for slot in range(shm.MAX_DIMENSIONS * shm.TOKEN_SLOTS):
-        tokens[shm.TOKENS_AT + slot * shm.TOKEN_WORDS] = -1
-    desks = [Desk(d, epoch, tokens, status) for d, status in zip(plan.dimensions, statuses, strict=True)]
+    fd, tokens = new_tokens(epoch)
+    orchestrator = Orchestrator(plan, epoch, control, ticks, tokens, statuses)
     rtd.settle_in(plan.orchestrator.cpus, plan.orchestrator.priority)
     service.send(supervisor, {"ready": "orchestrator"}, [fd])
     os.close(fd)
+    message, _ = service.receive(supervisor)
+    if message is None:
+        return
+    _watch(orchestrator, plan, message["groups"])
 
     phase = service.wait_for_other(control, Phase.HOLD)
+    start_ns = control[shm.CONTROL.at("start_ns")]
     if phase == Phase.RUN:
-        govern(plan, desks, ticks, tokens, control[shm.CONTROL.at("start_ns")])
+        orchestrator.govern(ticks, start_ns)
         phase = control[shm.CONTROL.at("phase")]
     while phase != Phase.FINISH:
         phase = service.wait_for_other(control, phase)
-    for desk in desks:
-        desk.settle(clock.now_ns() - control[shm.CONTROL.at("start_ns")])
-        desk.export()
+    for desk in orchestrator.desks:
+        desk.let_go()
+    orchestrator.close(clock.now_ns(), start_ns)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ several CPUs puts an equal part of its amplitude on each. So no set of CPUs is e
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,11 +29,16 @@ from vcg.quantities import format_duration, format_ratio, show_duration
 
 if TYPE_CHECKING:  # the processes that read plans must not load pydantic
     from vcg.config import Dimension, Placement, Testbed
+    from vcg.defences import Finding
 
 CPU_CAPACITY = Fraction(9, 10)
 """Part of a CPU that is given out as credit; the rest is the kernel's and everybody else's."""
 CLOCK_RESERVE = Fraction(1, 10)
 """Part of its CPU that is kept for the RTD."""
+ROUND_MIN_NS = 1_000_000
+"""The orchestrator works at most so often: a round costs it tens of microseconds."""
+FREEZER_WINDOW_MIN_NS = 5_000_000
+"""Shortest window of a dimension whose program is thawed and frozen."""
 SEPARATE_CPUS_FROM = 4
 """Hosts with at least so many CPUs keep the dimensions off the housekeeping CPUs."""
 UID_FIRST = 64_100
@@ -80,6 +86,17 @@ class DimensionPlan:
     uid: int
     memory_bytes: int
     pids: int
+    triad: str = ""
+    burst: tuple[int, int] = (0, 1)
+    floor: tuple[int, int] = (1, 4)
+    ceiling: tuple[int, int] = (4, 1)
+    enforce: str = "demote"
+    grace_ns: int = 500_000
+    gate: str = "cooperative"
+    program: tuple[str, ...] = ()
+    binds: tuple[str, ...] = ()
+    io: dict[str, int] = field(default_factory=dict)
+    """Limits of I/O to its image (``vcg.linux.cgroup.IO_LIMITS``)."""
 
     @property
     def period_ns(self) -> float:
@@ -109,8 +126,12 @@ class Plan:
     dimensions: tuple[DimensionPlan, ...]
     rtd: ServicePlan
     orchestrator: ServicePlan
+    rounds: int
+    """How often in a base window the orchestrator works."""
     orchestrator_phase_ns: int
-    """Offset inside each base window at which the orchestrator works: the middle of the widest gap between edges."""
+    """Offset inside each of its rounds at which it works: the middle of the widest gap between edges."""
+    horizon: int
+    """Base windows for which a loan of credit can be claimed back."""
     housekeeping: ServicePlan
     state_root: str
     mount_root: str
@@ -123,7 +144,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         raw = json.loads(text)
-        tuples = ("period", "phase", "cpus", "devices")
+        tuples = ("period", "phase", "cpus", "devices", "burst", "floor", "ceiling", "program", "binds")
         listed: list[dict[str, Any]] = raw.pop("dimensions")
         dimensions = tuple(DimensionPlan(**{**d, **{name: tuple(d[name]) for name in tuples}}) for d in listed)
         services = {
@@ -139,6 +160,7 @@ def make(
     *,
     floor_ns: int | None = None,
     is_device: Callable[[str], bool] | None = None,
+    examine: Callable[[str], Finding] | None = None,
 ) -> Plan:
     """Resolve a testbed against a host.
 
@@ -147,6 +169,7 @@ def make(
         host: the CPUs that may be used, and their memory nodes.
         floor_ns: shortest time between edges that the RTD keeps up with on this host; None if it is not known.
         is_device: whether a path is a device node; by default asks this host.
+        examine: looks for a defence that the testbed requires; by default on this host.
 
     Raises:
         HostError: the testbed asks for CPUs, nodes or devices that the host lacks, or for windows or edges closer to
@@ -156,6 +179,9 @@ def make(
     problems = [
         *_missing_cpus(testbed, host),
         *_missing_devices(testbed, is_device or _is_device_node),
+        *_missing_defences(testbed, examine),
+        *_missing_files(testbed),
+        *_too_short_to_freeze(testbed, rhythm),
         *_faster_than_floor(testbed, rhythm, floor_ns),
     ]
     if problems:
@@ -164,9 +190,10 @@ def make(
     services = _place_services(testbed.placement, host)
     rtd, orchestrator, housekeeping = services
     cpus = _place_dimensions(testbed, host, housekeeping.cpus, rtd.cpus[0])
-    shares = credit_shares(
-        [Fraction(d.amplitude) for d in testbed.dimensions.values()], cpus, _capacities(host.cpus, rtd.cpus[0])
-    )
+    amplitudes = [d.amplitude for d in testbed.dimensions.values()]
+    own = credits_ns(amplitudes, cpus, [cadence.period for cadence in rhythm], rtd.cpus[0])
+    triads = {member: triad for triad, table in testbed.triads.items() for member in table.members}
+    rounds = rounds_per_base_window(rhythm, testbed.base_window_ns)
     dimensions = tuple(
         DimensionPlan(
             index=index,
@@ -178,7 +205,7 @@ def make(
             storage=d.storage.kind,
             storage_bytes=d.storage.size_bytes,
             amplitude=d.amplitude,
-            credit_ns=floor(share * cadence.period),
+            credit_ns=credit_ns,
             cpus=allowed,
             node=host.node_of_cpu[allowed[0]] if d.node is None else d.node,
             policy=d.scheduling.policy,
@@ -189,9 +216,19 @@ def make(
             uid=UID_FIRST + index,
             memory_bytes=d.memory_bytes,
             pids=d.pids,
+            triad=triads.get(name, ""),
+            burst=d.burst.as_integer_ratio(),
+            floor=d.floor.as_integer_ratio(),
+            ceiling=d.ceiling.as_integer_ratio(),
+            enforce=d.enforce,
+            grace_ns=d.grace_ns,
+            gate=d.gate,
+            program=d.program or (),
+            binds=d.binds,
+            io={name: limit for name, limit in d.io if limit is not None},
         )
-        for index, ((name, d), cadence, share, allowed) in enumerate(
-            zip(testbed.dimensions.items(), rhythm, shares, cpus, strict=True)
+        for index, ((name, d), cadence, credit_ns, allowed) in enumerate(
+            zip(testbed.dimensions.items(), rhythm, own, cpus, strict=True)
         )
     )
     return Plan(
@@ -201,7 +238,9 @@ def make(
         dimensions=dimensions,
         rtd=rtd,
         orchestrator=orchestrator,
-        orchestrator_phase_ns=harmonics.widest_gap(rhythm, testbed.base_window_ns),
+        rounds=rounds,
+        orchestrator_phase_ns=harmonics.widest_gap(rhythm, Fraction(testbed.base_window_ns, rounds)),
+        horizon=testbed.horizon,
         housekeeping=housekeeping,
         state_root=testbed.state_root,
         mount_root=testbed.mount_root,
@@ -239,8 +278,30 @@ def credit_shares(
     )
 
 
-def _capacities(cpus: Iterable[int], rtd_cpu: int) -> dict[int, Fraction]:
-    return {cpu: CPU_CAPACITY - (CLOCK_RESERVE if cpu == rtd_cpu else 0) for cpu in cpus}
+def credits_ns(
+    amplitudes: Sequence[float], cpus: Sequence[tuple[int, ...]], periods: Sequence[Fraction], rtd_cpu: int
+) -> list[int]:
+    """Credit of each dimension for each of its windows, in ns; parameters as for :func:`credit_shares`."""
+    used = {cpu for allowed in cpus for cpu in allowed}
+    capacities = {cpu: CPU_CAPACITY - (CLOCK_RESERVE if cpu == rtd_cpu else 0) for cpu in used}
+    shares = credit_shares([Fraction(amplitude) for amplitude in amplitudes], cpus, capacities)
+    return [floor(share * period) for share, period in zip(shares, periods, strict=True)]
+
+
+def retuned(plan: Plan, amplitudes: Mapping[str, float]) -> list[int]:
+    """Credit of every dimension of a plan, in the order of their indices, if some had other amplitudes."""
+    return credits_ns(
+        [amplitudes.get(d.name, d.amplitude) for d in plan.dimensions],
+        [d.cpus for d in plan.dimensions],
+        [Fraction(*d.period) for d in plan.dimensions],
+        plan.rtd.cpus[0],
+    )
+
+
+def rounds_per_base_window(rhythm: Sequence[Cadence], base_window_ns: int) -> int:
+    """How often the orchestrator works: as often as the shortest window comes round, but not under a millisecond."""
+    shortest_ns = max(ROUND_MIN_NS, min(cadence.period for cadence in rhythm))
+    return max(1, floor(base_window_ns / shortest_ns))
 
 
 def _cadences(testbed: Testbed) -> tuple[Cadence, ...]:
@@ -323,6 +384,39 @@ def _missing_devices(testbed: Testbed, is_device: Callable[[str], bool]) -> Iter
                 yield f"{name}: device {device}: expected a device node that exists on this host"
 
 
+def _missing_defences(testbed: Testbed, examine: Callable[[str], Finding] | None) -> Iterable[str]:
+    from vcg import defences  # not above: whoever only reads plans does without
+
+    for name in testbed.require:
+        finding = (examine or defences.examine)(name)
+        if not finding.is_here:
+            wanted = f"expected it, for {defences.NEEDED_FOR[name]}"
+            yield f"require {name}: {finding.found}: {wanted}; get it ({finding.fix}), or do not require it"
+
+
+def _missing_files(testbed: Testbed) -> Iterable[str]:
+    for name, dimension in testbed.dimensions.items():
+        for path in dimension.binds:
+            if not Path(path).exists():
+                yield f"{name}: bind {path}: expected a file or directory that exists on this host"
+        if dimension.program is None:
+            continue
+        program = Path(dimension.program[0])
+        if not any(program.is_relative_to(path) for path in dimension.binds):
+            yield f"{name}: exec {program}: expected a program below one of its binds: a dimension begins empty"
+        elif not os.access(program, os.X_OK) or program.is_dir():
+            yield f"{name}: exec {program}: expected a program that exists on this host and may be executed"
+
+
+def _too_short_to_freeze(testbed: Testbed, rhythm: Sequence[Cadence]) -> Iterable[str]:
+    for (name, dimension), cadence in zip(testbed.dimensions.items(), rhythm, strict=True):
+        if dimension.gate == "freezer" and cadence.period < FREEZER_WINDOW_MIN_NS:
+            yield (
+                f"{name}: window {show_duration(cadence.period)}: expected at least "
+                f"{format_duration(FREEZER_WINDOW_MIN_NS)} with the freezer gate: make base_window longer"
+            )
+
+
 def _faster_than_floor(testbed: Testbed, rhythm: Sequence[Cadence], floor_ns: int | None) -> Iterable[str]:
     """Windows, or else edges of all dimensions together, that follow each other faster than the RTD keeps up with."""
     if floor_ns is None:
@@ -336,7 +430,7 @@ def _faster_than_floor(testbed: Testbed, rhythm: Sequence[Cadence], floor_ns: in
         shown = "; ".join(f"{', '.join(names)}: window {show_duration(period)}" for period, names in short.items())
         yield f"{shown}: expected at least {limit}: make base_window longer"
         return
-    spacing = mean_spacing(rhythm, testbed.base_window_ns)
+    spacing = mean_spacing(rhythm, testbed.base_window_ns, rounds_per_base_window(rhythm, testbed.base_window_ns))
     if spacing < floor_ns:
         yield (
             f"edges follow each other every {show_duration(spacing)} on average, the orchestrator's included: expected "
@@ -344,8 +438,8 @@ def _faster_than_floor(testbed: Testbed, rhythm: Sequence[Cadence], floor_ns: in
         )
 
 
-def mean_spacing(rhythm: Sequence[Cadence], base_window_ns: int) -> Fraction:
-    """Mean time in ns between the edges that the RTD has to publish; one in each base window is the orchestrator's.
+def mean_spacing(rhythm: Sequence[Cadence], base_window_ns: int, rounds: int) -> Fraction:
+    """Mean time in ns between the edges that the RTD has to publish, those of the orchestrator's rounds included.
 
     Windows that start together share an edge. Where the pattern is too long for a table they hardly ever do, and every
     window counts.
@@ -354,7 +448,7 @@ def mean_spacing(rhythm: Sequence[Cadence], base_window_ns: int) -> Fraction:
         edges_per_ns = Fraction(len(harmonics.edge_table(rhythm)), harmonics.hyperperiod_ns(rhythm))
     else:
         edges_per_ns = sum((1 / cadence.period for cadence in rhythm), Fraction(0))
-    return 1 / (edges_per_ns + Fraction(1, base_window_ns))
+    return 1 / (edges_per_ns + Fraction(rounds, base_window_ns))
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 NS_PER = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -18,6 +19,9 @@ BYTES_PER = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ns|us|ms|s)$"
 SIZE_PATTERN = r"^[0-9]+[KMG]$"
 RATIO_PATTERN = r"^[0-9]+(\.[0-9]+|/[0-9]+)?$"
+
+AMPLITUDE_MIN, AMPLITUDE_MAX = 0.000001, 1_000_000
+"""In shared memory an amplitude is a number of millionths."""
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s)")
 _SIZE = re.compile(r"([0-9]+)([KMG])")
@@ -78,6 +82,18 @@ def parse_ratio(value: Any) -> Fraction:
     if not _RATIO.fullmatch(f"{value:f}" if isinstance(value, Decimal) else str(value)):
         raise ValueError('expected a ratio such as "3", "1/3" or "1.618"')
     return Fraction(value)
+
+
+def parse_amplitude(value: Any) -> float:
+    """A weight: a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError("expected a number above 0")
+    amplitude = value if isinstance(value, int) else float(value)
+    if not 0 < amplitude < inf:
+        raise ValueError("expected a number above 0")
+    if not AMPLITUDE_MIN <= amplitude <= AMPLITUDE_MAX:
+        raise ValueError(f"expected a number from {AMPLITUDE_MIN:f} to {AMPLITUDE_MAX}")
+    return float(amplitude)
 
 
 def format_ratio(ratio: Fraction) -> str:

@@ -54,9 +54,12 @@ class Beat:
 
 
 def beats(plan: Plan) -> list[Beat]:
-    """Every waiter of a plan: its dimensions, and the orchestrator once in each base window."""
+    """Every waiter of a plan: its dimensions, and the orchestrator with its rounds."""
     return [Beat(d.index, Cadence(Fraction(*d.period), Fraction(*d.phase))) for d in plan.dimensions] + [
-        Beat(shm.ORCHESTRATOR_BIT, Cadence(Fraction(plan.base_window_ns), Fraction(plan.orchestrator_phase_ns)))
+        Beat(
+            shm.ORCHESTRATOR_BIT,
+            Cadence(Fraction(plan.base_window_ns, plan.rounds), Fraction(plan.orchestrator_phase_ns)),
+        )
     ]
 
 

@@ -19,23 +19,24 @@ import os
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vcg import floor, service, shm, state
+from vcg import floor, service, state
 from vcg.errors import HostError, RunError
-from vcg.linux import numa
+from vcg.linux import numa, seccomp
 from vcg.plan import Plan, make
+from vcg.regions import Regions
 
 if TYPE_CHECKING:
     from vcg.config import Testbed
 
 _ANSWER_S = 60.0
 _LAST_WORD_S = 5.0
-_RECORD_BYTES = shm.WINDOW_WORDS * shm.WORD
 
 
 class Run:
@@ -50,6 +51,8 @@ class Run:
         service_pids: supervisor, rtd, orchestrator, relay -> pid.
         loops: dimension -> (major, minor) of its loop device; only of those that have one.
         records_lost: dimension -> window records overwritten before :meth:`drain` saw them.
+        retuned: changes of amplitudes while it ran, each with its time ``at_ns``, the dimension's ``name`` and its new
+            ``amplitude``; complete up to the last call of :meth:`check` or :meth:`halt`.
         start_ns: CLOCK_MONOTONIC time from which windows are counted; 0 before :meth:`start`.
     """
 
@@ -59,14 +62,14 @@ class Run:
         self.service_pids: dict[str, int] = {}
         self.loops: dict[str, tuple[int, int]] = {}
         self.records_lost = {d.name: 0 for d in plan.dimensions}
+        self.retuned: list[dict[str, Any]] = []
         self.start_ns = 0
         self._on_step = on_step
-        self._drained = {d.name: 0 for d in plan.dimensions}
         self._deaths: list[str] = []
         self._is_down = False
         longest_s = max(d.period_ns for d in plan.dimensions) / 1e9
         self._answer_s = _ANSWER_S + 3 * longest_s
-        self._regions: list[memoryview] = []
+        self._regions: Regions | None = None
 
     def __enter__(self) -> Self:
         path = search_path()
@@ -86,7 +89,8 @@ class Run:
                 start_new_session=True,
             )
         try:
-            service.send(ours, {"plan": self.plan.to_json(), "path": path})
+            filters = {name: b64encode(program).decode() for name, program in _filters(self.plan).items()}
+            service.send(ours, {"plan": self.plan.to_json(), "path": path, "filters": filters})
             self._adopt(*self._expect("ready"))
         except BaseException as error:
             for problem in self._finish():
@@ -96,13 +100,9 @@ class Run:
 
     def _adopt(self, ready: dict[str, Any], fds: list[int]) -> None:
         """Map the regions and note the processes that the supervisor reports."""
-        ticks_fd, tokens_fd, *status_fds = fds
-        self.ticks = shm.attach(ticks_fd)
-        self.tokens = shm.attach(tokens_fd)
-        self._status = {d.name: shm.attach(fd) for d, fd in zip(self.plan.dimensions, status_fds, strict=True)}
-        self._regions = [self.ticks, self.tokens, *self._status.values()]
-        for fd in fds:
-            os.close(fd)
+        self._regions = Regions(self.plan, fds)
+        self.ticks, self.tokens = self._regions.ticks, self._regions.tokens
+        self.records_lost = self._regions.records_lost
         names = {d.name for d in self.plan.dimensions}
         self.dimension_pids = {name: pid for name, pid in ready["pids"].items() if name in names}
         services = {name: pid for name, pid in ready["pids"].items() if name not in names}
@@ -170,47 +170,36 @@ class Run:
 
     # ── what is there to read ────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def regions(self) -> Regions:
+        """The shared memory, from the end of the bring-up to the end of the run."""
+        assert self._regions is not None, "the run is not up"
+        return self._regions
+
     def drain(self) -> dict[str, bytes]:
         """Window records since the last call, in order, as they lie in shared memory (``shm.WINDOW``).
 
         A ring holds 8192 windows of its dimension; what was overwritten before it was read is counted in
         ``records_lost``.
         """
-        fresh = {}
-        head_at = shm.STATUS_HEADER.at("head")
-        for name, status in self._status.items():
-            head, seen = status[head_at], self._drained[name]
-            first = max(seen, head - shm.WINDOW_SLOTS + 1)
-            raw = status.cast("B")
-            pieces = []
-            at = first
-            while at < head:
-                slot = at % shm.WINDOW_SLOTS
-                many = min(head - at, shm.WINDOW_SLOTS - slot)
-                begin = shm.WINDOWS_AT * shm.WORD + slot * _RECORD_BYTES
-                pieces.append(bytes(raw[begin : begin + many * _RECORD_BYTES]))
-                at += many
-            overtaken = max(0, status[head_at] - shm.WINDOW_SLOTS + 1 - first) if head > first else 0
-            fresh[name] = b"".join(pieces)[overtaken * _RECORD_BYTES :]
-            self.records_lost[name] += first - seen + overtaken
-            self._drained[name] = head
-        return fresh
+        return self.regions.drain()
 
     def statistics(self) -> dict[str, Any]:
-        """Counters of the RTD and the orchestrator; CPU time (``/proc/PID/schedstat``) and memory of our services."""
-        header = {
-            name: self.ticks[shm.TICKS_HEADER.at(name)] for name in ("head", "superseded", "coalesced", "behind_ns_max")
-        }
-        rounds = {
-            name: self.tokens[shm.TOKENS_HEADER.at(name)] for name in ("rounds", "round_ns_max", "round_ns_total")
-        }
-        accounts = {}
-        for d in self.plan.dimensions:
-            at = shm.COUNTERS_AT + d.index * shm.COUNTER_WORDS
-            accounts[d.name] = dict(zip(shm.COUNTERS.fields, self.tokens[at : at + shm.COUNTERS.words], strict=True))
+        """What the run counts, as plain data.
+
+        Counters of the RTD and the orchestrator, CPU time (``/proc/PID/schedstat``) and memory of our services, and the
+        changes of amplitudes so far.
+        """
         cpu_ns = {name: _cpu_ns(pid) for name, pid in self.service_pids.items()}
         resident = {name: _resident_bytes(pid) for name, pid in self.service_pids.items()}
-        return {"rtd": header, "orchestrator": rounds, "tokens": accounts, "cpu_ns": cpu_ns, "resident_bytes": resident}
+        return {
+            "rtd": self.regions.clock(),
+            "orchestrator": self.regions.rounds(),
+            "tokens": self.regions.accounts(),
+            "cpu_ns": cpu_ns,
+            "resident_bytes": resident,
+            "retuned": list(self.retuned),
+        }
 
     # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,6 +230,9 @@ class Run:
             case "died":
                 said = f": {message['message']}" if message["message"] else ""
                 self._deaths.append(f"{message['who']} {message['how']}{said}")
+            case "retuned":
+                changes = message["amplitudes"].items()
+                self.retuned += [{"at_ns": message["at_ns"], "name": name, "amplitude": to} for name, to in changes]
             case "failed":
                 raise RunError(message["message"])
 
@@ -261,8 +253,8 @@ class Run:
         except TimeoutError:
             pass  # it hangs: what it leaves is cleared below
         self._socket.close()
-        for region in self._regions:
-            region.release()
+        if self._regions is not None:
+            self._regions.release()
         try:
             code = self._process.wait(_ANSWER_S if orderly else _LAST_WORD_S)
         except subprocess.TimeoutExpired:
@@ -281,6 +273,16 @@ def plan_here(testbed: Testbed) -> Plan:
         HostError: the host can't do what the testbed asks for.
     """
     return make(testbed, numa.observe(), floor_ns=floor.ensure())
+
+
+def _filters(plan: Plan) -> dict[str, bytes]:
+    """The filter of system calls for each dimension, compiled here while the supervisor starts; none without a kernel.
+
+    A program has no mapping of the clock any more, and libc's own shared futexes may be vital to it.
+    """
+    if not seccomp.is_available():
+        return {}
+    return {d.name: seccomp.compile_policy(None if d.program else d.bit) for d in plan.dimensions}
 
 
 def search_path() -> list[str]:

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vcg import shm
@@ -77,8 +77,8 @@ def receive(source: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     room = socket.CMSG_SPACE(_MAX_FDS * size)
     try:
         data, ancillary, _, _ = source.recvmsg(_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:  # it died with messages of ours unread
-        return None, []
+    except ConnectionResetError:  # it died with messages of ours unread; what it said before is still to be had
+        data, ancillary, _, _ = source.recvmsg(_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -109,6 +109,21 @@ class Control:
         word_at = shm.CONTROL.at("futex")
         self._word = self._words[word_at : word_at + 1].cast("B").cast("I")
         self._wake = futex.waker(futex.address_of(self._words, word_at))
+
+    def write_credits(self, credits_ns: Iterable[int], amplitudes: Iterable[float]) -> None:
+        """Lay down every dimension's own credit for each window, and the amplitudes that it comes from."""
+        for index, (credit_ns, amplitude) in enumerate(zip(credits_ns, amplitudes, strict=True)):
+            self._words[shm.CREDITS_AT + index] = credit_ns
+            self._words[shm.AMPLITUDES_AT + index] = round(amplitude * shm.AMPLITUDE_ONE)
+
+    def announce_credits(self) -> None:
+        """Tell the orchestrator that the credits have changed; it takes them over in its next round."""
+        self._words[shm.CONTROL.at("tuning")] += 1
+
+    @property
+    def phase(self) -> int:
+        """What the run is to do now."""
+        return self._words[shm.CONTROL.at("phase")]
 
     def enter(self, phase: shm.Phase, start_ns: int | None = None) -> None:
         """Change the phase and wake everybody who waits for it."""

@@ -14,6 +14,7 @@ region      owner (only writer)      content
 control     supervisor               what the run should be doing, and when it starts
 ticks       RTD                      futex word, newest window of each dimension, tick ring
 tokens      orchestrator             one ring of tokens for each dimension, and the counters
+gauges      gauges                   what the kernel accounts to each dimension, sampled
 status      its dimension            state, error text, one record for each window
 ==========  =======================  ==============================================================
 
@@ -101,7 +102,13 @@ class Cause(IntEnum):
 
 
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-CONTROL = Record(("magic", "epoch", "phase", "start_ns", "futex"))
+CONTROL = Record(("magic", "epoch", "phase", "start_ns", "futex", "tuning"))
+"""``tuning`` counts changes of the amplitudes while the run goes on; the credits behind it are complete before."""
+CREDITS_AT = 512 // WORD
+"""One word for each dimension: its own credit for each window, in ns."""
+AMPLITUDES_AT = CREDITS_AT + MAX_DIMENSIONS
+"""One word for each dimension: its amplitude, in millionths."""
+AMPLITUDE_ONE = 1_000_000
 CONTROL_BYTES = PAGE
 
 # ── ticks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,32 +146,77 @@ TICKS_BYTES = (TICKS_AT + TICK_SLOTS * TICK_WORDS) * WORD
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 TOKENS_HEADER = Record(("magic", "epoch", "rounds", "minted_through_ns", "round_ns_max", "round_ns_total"))
 
-TOKEN = Record(("window", "epoch", "dimension", "budget_ns", "expires_ns", "borrowed_ns", "planned_ns", "minted_ns"))
+TOKEN = Record(("window", "epoch", "dimension", "budget_ns", "expires_ns", "borrowed_ns", "planned_ns"))
 """A time-scoped credit: so much CPU time for one dimension in one window of one boot epoch, void after it."""
-TOKEN_SLOTS = 64
+TOKEN_SLOTS = 128
 TOKENS_AT = PAGE // WORD
 TOKEN_WORDS = 8
 
 COUNTERS = Record(
     (
         "minted",
-        "minted_ns",
+        "own_ns",
+        "lent_ns",
+        "borrowed_ns",
+        "repaid_ns",
+        "returned_ns",
         "settled",
         "used_ns",
         "overruns",
         "overrun_ns",
         "expired",
         "expired_ns",
+        "forgiven_ns",
+        "waived_ns",
         "refused_epoch",
         "refused_window",
         "refused_value",
         "records_lost",
+        "unreported_ns",
+        "contained",
+        "credit_ns",
+        "balance_ns",
+        "owed_ns",
+        "behind",
+        "held",
+        "held_in",
     )
 )
-"""The orchestrator's account of one dimension: its own arithmetic, not what the dimension claims."""
+"""The orchestrator's account of one dimension: its own arithmetic, not what the dimension claims.
+
+Up to ``contained`` they only grow; the others tell how things stand now. The terms are those of ``vcg.tokens``.
+"""
 COUNTERS_AT = TOKENS_AT + MAX_DIMENSIONS * TOKEN_SLOTS * TOKEN_WORDS
-COUNTER_WORDS = 16
-TOKENS_BYTES = (COUNTERS_AT + MAX_DIMENSIONS * COUNTER_WORDS) * WORD
+COUNTER_WORDS = 32
+MINT_SLOTS = 1024
+MINTS_AT = COUNTERS_AT + MAX_DIMENSIONS * COUNTER_WORDS
+"""One word for each of the newest rounds: what settling, lending and minting took, in ns; round k in slot k % 1024."""
+TOKENS_BYTES = (MINTS_AT + MINT_SLOTS) * WORD
+
+# ── gauges ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+GAUGES_HEADER = Record(("magic", "epoch", "samples"))
+
+GAUGE = Record(
+    (
+        "version",
+        "sampled_ns",
+        "cpu_usage_ns",
+        "read_bytes",
+        "written_bytes",
+        "requests",
+        "used_bytes",
+        "memory_bytes",
+        "tasks",
+    )
+)
+"""What the kernel accounts to one dimension; -1 where it has no such figure (no loop device, no group any more).
+
+``version`` is odd while the record is being written. ``cpu_usage_ns`` to ``requests`` grow; ``used_bytes`` (of its
+filesystem), ``memory_bytes`` and ``tasks`` tell how things stood at ``sampled_ns``.
+"""
+GAUGES_AT = 512 // WORD
+GAUGE_WORDS = 16
+GAUGES_BYTES = (GAUGES_AT + MAX_DIMENSIONS * GAUGE_WORDS) * WORD
 
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 STATUS_HEADER = Record(("magic", "epoch", "dimension", "state", "pid", "head", "message_bytes"))
@@ -232,6 +284,14 @@ def create(name: str, size_bytes: int) -> tuple[int, memoryview]:
     mapping.madvise(mmap.MADV_DONTFORK)
     seal(fd)
     return fd, memoryview(mapping).cast("q")
+
+
+def publish(name: str, content: bytes) -> int:
+    """A memfd of fixed content, which nobody can change any more."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, content)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    return fd
 
 
 def attach(fd: int, *, writable: bool = False, inherited: bool = False) -> memoryview:

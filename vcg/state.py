@@ -57,10 +57,16 @@ class StateRoot:
         """Where subscribers of the RTD connect."""
         return self.path / "rtd.sock"
 
+    @property
+    def control(self) -> Path:
+        """Where requests to the run are made, see ``vcg.control``."""
+        return control_socket(self.path)
+
     def __enter__(self) -> Self:
-        if len(os.fsencode(self.socket)) > SOCKET_PATH_BYTES:
+        longest = max(len(os.fsencode(path)) for path in (self.socket, self.control))
+        if longest > SOCKET_PATH_BYTES:
             raise RunError(
-                f"state root {self.path}: its socket's path would have {len(os.fsencode(self.socket))} bytes, "
+                f"state root {self.path}: a socket's path in it would have {longest} bytes, "
                 f"expected at most {SOCKET_PATH_BYTES}: choose a shorter one"
             )
         self.path.mkdir(parents=True, exist_ok=True)
@@ -148,9 +154,14 @@ class StateRoot:
         return [f"{device} is still bound to {image}" for device, image in bound.items()]
 
     def _remove_files(self) -> list[str]:
-        for leftover in [*self.path.glob("*.img"), *self.path.glob("*.new"), self.socket]:
+        for leftover in [*self.path.glob("*.img"), *self.path.glob("*.new"), self.socket, self.control]:
             leftover.unlink(missing_ok=True)
         return []
+
+
+def control_socket(state_root: Path) -> Path:
+    """Where a run with this state root takes requests."""
+    return state_root / "control.sock"
 
 
 def attempt(step: Callable[[], list[str] | None]) -> list[str]:

@@ -17,7 +17,8 @@ from vcg.linux import loop, mount
 from vcg.plan import DimensionPlan
 
 _FLAGS = mount.MS_NODEV | mount.MS_NOSUID | mount.MS_NOATIME
-_FOLDERS = ("data", "dev", "log", "tmp")
+FOLDERS = ("data", "dev", "log", "tmp")
+"""What a dimension's filesystem begins with; no bind may cover it."""
 
 
 def allocate(image: Path, size_bytes: int) -> None:
@@ -89,7 +90,7 @@ def mount_tmpfs(target: Path, size_bytes: int, node: int | None) -> None:
 
 def furnish(plan: DimensionPlan, root: Path) -> None:
     """The few directories that a dimension begins with; ``/data`` and ``/tmp`` are its own."""
-    for name in _FOLDERS:
+    for name in FOLDERS:
         folder = root / name
         folder.mkdir(mode=0o755)
         if name in ("data", "tmp"):

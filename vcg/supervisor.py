@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import json
 import linecache
 import os
 import selectors
@@ -22,18 +23,20 @@ import socket
 import sys
 import time
 import traceback
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vcg import service, shm, storage
+from vcg import control, service, shm, storage
 from vcg.dimension import Dimension
 from vcg.errors import RunError
-from vcg.linux import cgroup, memory, mount, prctl, sandbox, sched
-from vcg.plan import DimensionPlan, Plan
+from vcg.linux import cgroup, memory, mount, openat2, prctl, sandbox, sched
+from vcg.plan import DimensionPlan, Plan, retuned
 from vcg.shm import Phase, State
 from vcg.state import StateRoot, attempt, lock_mount_root
 
@@ -45,7 +48,10 @@ _LEAD_NS = 30_000_000
 _READY_S = 20.0
 _LEAVE_S = 2.0
 _POLL_S = 0.001
+_TAIL_BYTES = 2048
+_TAIL_LINES = 10
 _CONTROLLERS_OF = {"fifo": ("cpuset", "memory", "pids"), "other": ("cpu", "cpuset", "memory", "pids")}
+"""And ``io`` for those that have limits of it."""
 
 
 class Terminated(BaseException):
@@ -54,36 +60,58 @@ class Terminated(BaseException):
 
 @dataclass
 class Child:
-    """A process of ours."""
+    """A process of ours.
+
+    Attributes:
+        status: the page in which it leaves its last words.
+        dimension: the one whose windows it writes down there.
+        is_program: it knows nothing of the run: it ends when it likes, or is killed.
+    """
 
     name: str
     pid: int
     pidfd: int
     status: memoryview | None = None
+    dimension: DimensionPlan | None = None
+    is_program: bool = False
 
 
 class Supervisor:
     """One run, from nothing to nothing."""
 
-    def __init__(self, plan: Plan, state: StateRoot, client: socket.socket) -> None:
+    def __init__(
+        self, plan: Plan, state: StateRoot, client: socket.socket, filters: Mapping[str, bytes] | None = None
+    ) -> None:
         self.plan = plan
         self.state = state
         self.client = client
+        self.filters = filters or {}
         self.children: list[Child] = []
         self.loops: dict[str, tuple[int, int]] = {}
         self._mount_root = Path(plan.mount_root)
         self._mounts: list[Path] = []
         self._sockets: list[socket.socket] = []
         self._group: cgroup.Group | None = None
+        self._groups: dict[str, cgroup.Group] = {}
         self._claim = -1
+        self._amplitudes = {d.name: d.amplitude for d in plan.dimensions}
+        self._credits_ns = [d.credit_ns for d in plan.dimensions]
         self._control: service.Control | None = None
-        self._regions: list[int] = []
+        self._door: control.Door | None = None
+        self._plan_fd = -1
+        self.regions: list[int] = []
+        """The control page, ticks, tokens, gauges, and every status page, for readers."""
         self._ticks: memoryview | None = None
+        self._tokens: memoryview | None = None
 
     # ── up ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def up(self) -> None:
         """Build everything; on return every dimension is confined and waits for its first window."""
+        programs = [d for d in self.plan.dimensions if d.program]
+        if programs and cgroup.observe().unified is None:
+            names = ", ".join(d.name for d in programs)
+            raise RunError(f"{names}: the freezer gate needs a cgroup v2 tree, none is mounted (see: vcg doctor)")
         epoch = self.state.next_epoch()
         self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
@@ -117,28 +145,49 @@ class Supervisor:
             storage.furnish(d, root)
         self._step("services")
         self._control = service.Control(epoch)
+        self._control.write_credits(self._credits_ns, self._amplitudes.values())
         control_fd = self._control.fd
-        plan_fd = os.memfd_create("vcg-plan", os.MFD_CLOEXEC)
-        os.write(plan_fd, self.plan.to_json().encode())
+        self._plan_fd = plan_fd = shm.publish("vcg-plan", self.plan.to_json().encode())
         ticks_fd = self._serve("rtd", services, plan_fd, control_fd)
         status_fds = [shm.allocate(f"vcg-status-{d.name}", shm.STATUS_BYTES) for d in self.plan.dimensions]
         tokens_fd = self._serve("orchestrator", services, plan_fd, control_fd, [ticks_fd, *status_fds])
+        orchestrator = self._sockets[-1]
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sockets.append(listener)
         listener.bind(str(self.state.socket))
         listener.listen()
         self._serve("relay", services, plan_fd, control_fd, [ticks_fd, listener.fileno()])
-        os.close(plan_fd)
-        self._ticks = shm.attach(ticks_fd)
+        gauges = self._begin("gauges", services, plan_fd, control_fd)
+        gates = {
+            d.name: self._begin(
+                _gate_of(d), services, plan_fd, control_fd, [ticks_fd, tokens_fd, status_fd], module="gate"
+            )
+            for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True)
+            if d.program
+        }
+        self._ticks, self._tokens = shm.attach(ticks_fd), shm.attach(tokens_fd)
         self._step("dimensions")
         regions = (control_fd, ticks_fd, tokens_fd)
         for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True):
             self._launch(d, self._group, epoch, regions, status_fd, several_nodes)
         self._await_ready(dict(zip((d.name for d in self.plan.dimensions), status_fds, strict=True)))
+        for d in programs:
+            service.send(gates[d.name], {"dimension": d.index, "group": str(self._groups[d.name].unified)})
+        for d in programs:
+            self._await_service(_gate_of(d), gates[d.name])
         for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True):
+            recorder = self._child(_gate_of(d) if d.program else d.name)
+            recorder.dimension = d
+            if d.program:
+                self._child(d.name).status = shm.attach(status_fd, writable=True)
             shm.seal(status_fd)
-            self._child(d.name).status = shm.attach(status_fd)
-        self._regions = [ticks_fd, tokens_fd, *status_fds]
+            recorder.status = shm.attach(status_fd)
+        service.send(orchestrator, {"groups": {name: str(group.unified) for name, group in self._groups.items()}})
+        service.send(gauges, {"sources": {d.name: self._sources(d) for d in self.plan.dimensions}})
+        gauges_fd = self._await_service("gauges", gauges)
+        self.regions = [control_fd, ticks_fd, tokens_fd, gauges_fd, *status_fds]
+        self._door = control.Door(self.state.control, {"attach": self._attach, "amplitude": self._amplitude})
+        sched.pin(self.plan.housekeeping.cpus)
         sched.set_fifo(PRIORITY)
 
     def _step(self, name: str) -> None:
@@ -151,10 +200,27 @@ class Supervisor:
         self, name: str, group: cgroup.Group, plan_fd: int, control_fd: int, more_fds: Sequence[int] = ()
     ) -> int:
         """Start one of our services and wait until it is ready; returns the region that it offers, or -1."""
-        pid, ours = service.spawn(f"vcg.{name}", plan_fd, control_fd, more_fds)
+        return self._await_service(name, self._begin(name, group, plan_fd, control_fd, more_fds))
+
+    def _begin(
+        self,
+        name: str,
+        group: cgroup.Group,
+        plan_fd: int,
+        control_fd: int,
+        more_fds: Sequence[int] = (),
+        *,
+        module: str = "",
+    ) -> socket.socket:
+        """Start one of our services, from the module of its name or of another; returns our end of its socket."""
+        pid, ours = service.spawn(f"vcg.{module or name}", plan_fd, control_fd, more_fds)
         self.children.append(Child(name, pid, os.pidfd_open(pid)))
         self._sockets.append(ours)
         group.admit(pid)
+        return ours
+
+    def _await_service(self, name: str, ours: socket.socket) -> int:
+        pid = self._child(name).pid
         ours.settimeout(_READY_S)
         try:
             message, fds = service.receive(ours)
@@ -173,15 +239,20 @@ class Supervisor:
         status_fd: int,
         bind_memory: bool,
     ) -> None:
-        group = cgroup.Group(outer, d.name, _CONTROLLERS_OF[d.policy])
+        controllers = (*_CONTROLLERS_OF[d.policy], *(("io",) if d.io else ()))
+        group = self._groups[d.name] = cgroup.Group(outer, d.name, controllers)
         group.create()
-        group.limit(cpus=d.cpus, node=d.node, memory_bytes=d.memory_bytes, pids=d.pids, weight=d.amplitude)
+        group.limit(cpus=d.cpus, node=d.node, memory_bytes=d.memory_bytes, pids=d.pids)
+        limit_cpu(group, d, d.amplitude, d.credit_ns)
+        if d.io:
+            group.limit_io(self.loops[d.name], d.io)
         supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
             status = shm.attach(status_fd, writable=True, inherited=True)
-            _become(d, epoch, regions, status, group, self._mount_root / d.name, supervisor, bind_memory)
-        self.children.append(Child(d.name, pid, os.pidfd_open(pid)))
+            filter_ = self.filters.get(d.name, b"")
+            _become(d, epoch, regions, status, group, self._mount_root / d.name, supervisor, bind_memory, filter_)
+        self.children.append(Child(d.name, pid, os.pidfd_open(pid), is_program=bool(d.program)))
 
     def _await_ready(self, status_fds: Mapping[str, int]) -> None:
         """Wait until every dimension is confined, or one has failed.
@@ -205,15 +276,31 @@ class Supervisor:
                 raise RunError(f"{names}: not ready after {_READY_S:.0f} s; does importing the workload hang?")
             time.sleep(_POLL_S)
 
+    def _sources(self, d: DimensionPlan) -> dict[str, str | None]:
+        """Where the kernel's figures of a dimension are, see :class:`vcg.gauges.Meter`."""
+        group = self._groups[d.name]
+        memory, pids, unified = group.directory("memory"), group.directory("pids"), group.unified
+        memory_file = "memory.current" if group.hierarchies.backend("memory") == "v2" else "memory.usage_in_bytes"
+        device = self.loops.get(d.name)
+        files = {
+            "cpu": unified and unified / "cpu.stat",
+            "block": Path("/sys/dev/block/{}:{}/stat".format(*device)) if device else None,
+            "memory": memory and memory / memory_file,
+            "tasks": pids and pids / "pids.current",
+            "processes": unified and unified / "cgroup.procs",
+            "threads": unified and unified / "cgroup.threads",
+            "filesystem": self._mount_root / d.name,
+        }
+        return {name: None if path is None else str(path) for name, path in files.items()}
+
     # ── serve ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def serve(self) -> None:
-        """Obey the client until it says ``finish`` or goes away."""
+        """Obey the client until it says ``finish`` or goes away; answer others that come to the control socket."""
+        assert self._door is not None
         pids = {child.name: child.pid for child in self.children}
         report = {"event": "ready", "pids": pids, "loops": self.loops, "supervisor": os.getpid()}
-        service.send(self.client, report, self._regions)
-        for fd in self._regions:
-            os.close(fd)
+        service.send(self.client, report, self.regions)
         orders: dict[str, Callable[[], None]] = {"start": self._start, "halt": self._halt}
         signals, wakeup = socket.socketpair()
         signals.setblocking(False)
@@ -225,10 +312,16 @@ class Supervisor:
             selector.register(signals, selectors.EVENT_READ)
             self._reap()
             while True:
-                for key, _ in selector.select():
+                rest_s = self._door.rest_s()
+                if rest_s == 0 and self._door not in selector.get_map():
+                    selector.register(self._door, selectors.EVENT_READ)
+                for key, _ in selector.select(rest_s or None):
                     if key.fileobj is signals:
                         signals.recv(4096)
                         self._reap()
+                    elif key.fileobj is self._door:
+                        self._door.serve()
+                        selector.unregister(self._door)
                     else:
                         message, _ = service.receive(self.client)
                         order = message["do"] if message else "finish"
@@ -257,15 +350,71 @@ class Supervisor:
         service.send(self.client, {"event": "halted", "busy": busy})
 
     def _is_busy(self, child: Child) -> bool:
-        """Whether the newest published window of a dimension has no record yet."""
-        if child.status is None or self._ticks is None or _has_ended(child):
+        """Whether the newest published window of a dimension has no record yet; one that is held will not leave any."""
+        if child.dimension is None or child.status is None or self._ticks is None or _has_ended(child):
+            return False
+        held_at = shm.COUNTERS_AT + child.dimension.index * shm.COUNTER_WORDS + shm.COUNTERS.at("held")
+        if self._tokens is not None and self._tokens[held_at]:
             return False
         head = child.status[shm.STATUS_HEADER.at("head")]
-        index = next(d.index for d in self.plan.dimensions if d.name == child.name)
-        latest = self._ticks[shm.LATEST_AT + index]
+        latest = self._ticks[shm.LATEST_AT + child.dimension.index]
         if head <= 0:
             return latest >= 0
         return latest != child.status[shm.WINDOWS_AT + (head - 1) % shm.WINDOW_SLOTS * shm.WINDOW_WORDS]
+
+    def _attach(self, request: dict[str, Any]) -> control.Answer:
+        """A reader comes: the plan and every region, and what else it needs to know."""
+        pids = {child.name: child.pid for child in self.children}
+        answer = {"pids": pids, "loops": self.loops, "supervisor": os.getpid()}
+        return answer, [self._plan_fd, *self.regions]
+
+    def _amplitude(self, request: dict[str, Any]) -> control.Answer:
+        """Change amplitudes: the orchestrator mints by the new credits from its next round on.
+
+        Raises:
+            RunError: the request is wrong, or comes too late.
+        """
+        assert self._control is not None
+        wanted = control.amplitudes_of(request, self._amplitudes)
+        if self._control.phase > Phase.RUN:
+            raise RunError("the run has stopped ticking: no amplitude can be changed any more")
+        amplitudes = {**self._amplitudes, **wanted}
+        credits_ns = retuned(self.plan, amplitudes)
+        at_ns = time.monotonic_ns()
+        self._notify({"event": "retuned", "at_ns": at_ns, "amplitudes": wanted})
+        self._control.write_credits(credits_ns, amplitudes.values())
+        self._control.announce_credits()
+        changed = {
+            d.name: {
+                "amplitude": (self._amplitudes[d.name], amplitudes[d.name]),
+                "credit_ns": (before_ns, after_ns),
+            }
+            for d, before_ns, after_ns in zip(self.plan.dimensions, self._credits_ns, credits_ns, strict=True)
+            if d.name in wanted or before_ns != after_ns
+        }
+        self._amplitudes, self._credits_ns = amplitudes, credits_ns
+        try:
+            for d, credit_ns in zip(self.plan.dimensions, credits_ns, strict=True):
+                if d.name in changed:
+                    limit_cpu(self._groups[d.name], d, amplitudes[d.name], credit_ns)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename}: {error.strerror}: the credits have changed, the limits of the cgroups have not"
+            ) from error
+        return {"at_ns": at_ns, "changed": changed}, ()
+
+    def _notify(self, message: dict[str, Any]) -> None:
+        """Tell our own client of something that others have asked for.
+
+        Raises:
+            RunError: it cannot be told; then it must not be done.
+        """
+        try:
+            self.client.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise RunError("the process that began this run does not read its messages: is it stopped?") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise RunError("the run is about to end: nothing can be changed any more") from None
 
     def _reap(self) -> None:
         """Collect every process that has ended: ours, and orphans that dimensions have left to us."""
@@ -275,11 +424,21 @@ class Supervisor:
                     self._bury(child, os.waitstatus_to_exitcode(ended[1]))
 
     def _bury(self, child: Child, code: int) -> None:
-        """A process has ended although nobody asked it to: say who, how, and its last words."""
+        """A process has ended although nobody asked it to: say who, how, and its last words.
+
+        A program that has done its work is no news: its dimension is finished, and goes on without it.
+        """
         said = shm.read_message(child.status) if child.status is not None else ""
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
         self.children.remove(child)
         os.close(child.pidfd)
+        if child.is_program and child.status is not None:
+            state_at = shm.STATUS_HEADER.at("state")
+            if code == 0:
+                child.status[state_at] = State.FINISHED
+                return
+            child.status[state_at] = State.FAILED
+            said = said or _last_lines(self._mount_root / child.name)
         service.send(self.client, {"event": "died", "who": child.name, "how": how, "message": said})
 
     # ── down ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,12 +450,14 @@ class Supervisor:
         if self._control is not None:
             self._control.enter(Phase.FINISH)
         deadline = time.monotonic() + _LEAVE_S
-        for child in self.children:
-            while not _has_ended(child) and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
-        problems = attempt(self._end_processes) + attempt(self._remove_groups)
+        if self._door is not None:
+            self._door.close()
         for one in self._sockets:
             one.close()
+        for child in self.children:
+            while not child.is_program and not _has_ended(child) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        problems = attempt(self._end_processes) + attempt(self._remove_groups)
         for point in reversed(self._mounts):
             problems += attempt(partial(mount.unmount, point, detach=True))
         if self._claim >= 0:
@@ -337,6 +498,44 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _gate_of(d: DimensionPlan) -> str:
+    return f"gate-{d.name}"
+
+
+def limit_cpu(group: cgroup.Group, d: DimensionPlan, amplitude: float, credit_ns: int) -> None:
+    """Let a dimension's share of the CPU follow its amplitude, and cap what it could take at most as a backstop.
+
+    Args:
+        amplitude, credit_ns: as they are now; for each window.
+
+    Raises:
+        OSError: the kernel refuses a limit.
+    """
+    group.limit(weight=amplitude)
+    if d.policy == "other":  # the kernel's limit knows no other class
+        most_ns = Fraction(*d.ceiling) * credit_ns
+        group.limit_bandwidth(cgroup.bandwidth(Fraction(*d.period), most_ns, len(d.cpus)))
+
+
+def _open_log(root: Path, flags: int) -> int:
+    """Where the standard output and error of a dimension go; it may have been at its own files before."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return openat2.open_regular(directory, "log/workload.log", flags)
+    finally:
+        os.close(directory)
+
+
+def _last_lines(root: Path) -> str:
+    """The end of what a program has written to its standard output and error."""
+    fd = _open_log(root, os.O_RDONLY)
+    try:
+        end = os.pread(fd, _TAIL_BYTES, max(0, os.fstat(fd).st_size - _TAIL_BYTES))
+    finally:
+        os.close(fd)
+    return "\n".join(end.decode(errors="replace").splitlines()[-_TAIL_LINES:])
+
+
 def resolve_workload(name: str) -> Callable[[Dimension], None]:
     """Import ``module:function``.
 
@@ -366,6 +565,7 @@ def _become(
     root: Path,
     supervisor: int,
     bind_memory: bool,
+    filter_: bytes,
 ) -> NoReturn:
     """Turn a fresh fork into a dimension, run its workload, and end.
 
@@ -381,24 +581,29 @@ def _become(
         prctl.set_name(f"vcg:{d.name}")
         for name, value in (("magic", shm.MAGIC), ("epoch", epoch), ("dimension", d.index), ("pid", os.getpid())):
             status[shm.STATUS_HEADER.at(name)] = value
-        workload = resolve_workload(d.workload)
+        workload = None if d.program else resolve_workload(d.workload)
         os.environ.clear()  # the interpreter itself may have set LC_CTYPE
         control, ticks, tokens = (shm.attach(fd, inherited=True) for fd in regions)
         sched.pin(d.cpus)
         if bind_memory:
             memory.bind_to_node(d.node)
-        log = os.open(root / "log" / "workload.log", os.O_WRONLY | os.O_APPEND)
+        log = _open_log(root, os.O_WRONLY | os.O_APPEND)
         null = os.open("/dev/null", os.O_RDONLY)
         for standard, fd in ((0, null), (1, log), (2, log)):
             os.dup2(fd, standard)
-        sandbox.enclose(root, d.devices)
-        sched.set_policy(d.policy, d.priority)
+        groups = sandbox.groups_of(d.devices)
+        processes = None if group.hierarchies.backend("pids") else d.pids
         memory.lock_all(future=False)
-        sandbox.surrender(d.uid, supervisor)
+        sandbox.take(sandbox.enclosure(root, d.devices, d.binds))
+        sched.set_policy(d.policy, d.priority)
+        sandbox.take(sandbox.surrendering(d.uid, supervisor, filter_, groups, processes))
         gc.collect()
         gc.freeze()
         dimension = Dimension(d, epoch, control, ticks, tokens, status)
         status[state_at] = State.READY
+        if workload is None:
+            service.wait_for_other(control, Phase.HOLD)
+            _execute(d)
         workload(dimension)
         if ticks[shm.TICKS_HEADER.at("phase")] != Phase.FINISH:
             raise RunError(f"workload {d.workload} returned before the run was over")
@@ -412,6 +617,23 @@ def _become(
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _execute(d: DimensionPlan) -> NoReturn:
+    """Become the program of a dimension. What Python and the supervisor ignore has its default again.
+
+    Raises:
+        RunError: it can't be executed.
+    """
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execve(d.program[0], d.program, {})
+    except OSError as error:
+        raise RunError(
+            f"exec {d.program[0]}: {error.strerror}: expected it, and the loader and libraries that it needs, below "
+            f"the binds: {', '.join(d.binds)}"
+        ) from None
 
 
 def _last_words(d: DimensionPlan, error: BaseException) -> str:
@@ -432,12 +654,13 @@ def main(arguments: list[str]) -> None:
     if order is None:
         return
     plan = Plan.from_json(order["plan"])
+    filters = {name: b64decode(program) for name, program in order["filters"].items()}
     sys.path[:] = order["path"]
     try:
         with StateRoot(Path(plan.state_root)) as state:
             if leftovers := state.reconcile():
                 raise RunError(f"an earlier run left what can't be cleared: {'; '.join(leftovers)}")
-            supervisor = Supervisor(plan, state, client)
+            supervisor = Supervisor(plan, state, client, filters)
             try:
                 supervisor.up()
                 supervisor.serve()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import compress
 from types import FrameType
 from typing import Any
 
@@ -46,22 +48,45 @@ class Tally:
 
     def add(self, records: bytes) -> None:
         """Count window records as :meth:`vcg.run.Run.drain` returns them."""
-        words = memoryview(records).cast("q")
-        for at in range(0, len(words), shm.WINDOW_WORDS):
+        words = memoryview(records).cast("q").tolist()
+        columns = (words[at :: shm.WINDOW_WORDS] for at in (_OUTCOME, _CAUSE, _PLANNED, _ENTRY, _BUDGET, _USED))
+        outcomes, causes, planned, entries, budgets, used = columns
+        kinds = list(zip(outcomes, causes, strict=True))
+        entered = set()
+        for kind, count in Counter(kinds).items():
             try:
-                outcome, cause = Outcome(words[at + _OUTCOME]), Cause(words[at + _CAUSE])
+                outcome, cause = Outcome(kind[0]), Cause(kind[1])
             except ValueError:  # a dimension writes what it likes
-                self.refused += 1
+                self.refused += count
                 continue
-            self.outcomes[outcome] += 1
-            self.causes[cause] += 1
+            self.outcomes[outcome] += count
+            self.causes[cause] += count
             if outcome in (Outcome.DONE, Outcome.OVERRUN):
-                lateness_ns = max(0, words[at + _ENTRY] - words[at + _PLANNED])
-                bucket = histogram.bucket_of(lateness_ns)
-                self.lateness[bucket] = self.lateness.get(bucket, 0) + 1
-                self.lateness_max_ns = max(self.lateness_max_ns, lateness_ns)
-                self.budget_ns += words[at + _BUDGET]
-                self.used_ns += words[at + _USED]
+                entered.add(kind)
+        mine = [kind in entered for kind in kinds]
+        self.budget_ns += sum(compress(budgets, mine))
+        self.used_ns += sum(compress(used, mine))
+        lateness = [max(0, entry - plan) for entry, plan in compress(zip(entries, planned, strict=True), mine)]
+        self.lateness_max_ns = max(self.lateness_max_ns, *lateness, 0)
+        for bucket, count in Counter(map(histogram.bucket_of, lateness)).items():
+            self.lateness[bucket] = self.lateness.get(bucket, 0) + count
+
+    @classmethod
+    def of(cls, parts: Iterable[Tally]) -> Tally:
+        """The sum of tallies."""
+        total = cls()
+        for part in parts:
+            for outcome, count in part.outcomes.items():
+                total.outcomes[outcome] += count
+            for cause, count in part.causes.items():
+                total.causes[cause] += count
+            for bucket, count in part.lateness.items():
+                total.lateness[bucket] = total.lateness.get(bucket, 0) + count
+            total.refused += part.refused
+            total.budget_ns += part.budget_ns
+            total.used_ns += part.used_ns
+            total.lateness_max_ns = max(total.lateness_max_ns, part.lateness_max_ns)
+        return total
 
     @property
     def windows(self) -> int:
@@ -143,7 +168,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
     watch = Watch(plan)
     interrupted = False
     began = time.monotonic()
-    with _live(console, quiet) as live, _sigterm_as_interrupt(), Run(plan) as run:
+    with _live(console, quiet) as live, sigterm_as_interrupt(), Run(plan) as run:
         up_s = time.monotonic() - began
         before = run.statistics()
         start_ns = run.start()
@@ -179,6 +204,8 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             f"\n{plan.name}: up in {up_s:.2f} s, ticked for {show_duration(ticked_ns)}; {result['rtd']['head']} ticks, "
             f"RTD and orchestrator together {cpu_share:.1%} of one CPU"
         )
+        if result["retuned"]:
+            console.print(f"changed while it ran: {changes(result['retuned'], start_ns)}")
         lost = sum(result["records_lost"].values()) + sum(tally.refused for tally in watch.tallies.values())
         if lost:
             console.print(f"[bold]{lost} records were lost or refused: the table is not complete[/]")
@@ -188,6 +215,18 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
                 f"late, {missed[Cause.NO_TOKEN]} without a token"
             )
     return interrupted, result
+
+
+def changes(retuned: Iterable[Mapping[str, Any]], start_ns: int) -> str:
+    """Changes of amplitudes (:attr:`vcg.run.Run.retuned`) in a line; those made together stand together."""
+    together: dict[tuple[int, float], list[str]] = {}
+    for change in retuned:
+        together.setdefault((change["at_ns"], change["amplitude"]), []).append(change["name"])
+    return "; ".join(
+        f"amplitude of {', '.join(names)} to {amplitude:g} "
+        + (f"after {show_duration(at_ns - start_ns)}" if at_ns > start_ns else "before the start")
+        for (at_ns, amplitude), names in together.items()
+    )
 
 
 def _progress(start_ns: int, end_ns: int | None) -> Text:
@@ -208,8 +247,8 @@ def _live(console: Console, quiet: bool) -> Iterator[Live]:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: in order."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Inside the block SIGTERM does what Ctrl-C does: it ends things in order."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

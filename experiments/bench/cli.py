@@ -21,16 +21,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.bench.figures import Benchmark, Comparison, Figure
+from experiments.bench.figures import Benchmark, Comparison, Figure, Tally
 from experiments.bench.figures import Progress as Report
 from vcg import floor
 
 
 def benchmarks() -> dict[str, Benchmark]:
     """Every benchmark by its name, in the order in which ``make bench`` runs them."""
-    from experiments.bench import edge, probe, rtd, up
+    from experiments.bench import borrow, edge, escape, hostile, mint, probe, programs, rtd, shares, up
 
-    return {module.BENCHMARK.name: module.BENCHMARK for module in (rtd, edge, up, probe)}
+    modules = (rtd, edge, up, probe, mint, shares, borrow, hostile, programs, escape)
+    return {module.BENCHMARK.name: module.BENCHMARK for module in modules}
 
 
 def bench(
@@ -106,6 +107,11 @@ def _print(benchmark: Benchmark, runs: int, host: dict[str, Any], figures: list[
     console.print(f"[bold]{benchmark.name}[/]: {benchmark.what}")
     console.print(f"{runs} runs on {host['cpu_model']} ({host['cpus']} CPUs), Linux {host['kernel']}, {host['date']}\n")
     console.print(table)
+    for tally in [figure for figure in figures if isinstance(figure, Tally)]:
+        listing = Table(*tally.headings, box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+        for row in tally.rows:
+            listing.add_row(*row)
+        console.print(listing)
     for peer in dict.fromkeys(figure.peer for figure in figures if isinstance(figure, Comparison)):
         console.print(f"[dim]peer: {peer}[/]")
 

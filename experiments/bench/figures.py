@@ -52,6 +52,14 @@ class Comparison(Figure):
 
 
 @dataclass(frozen=True)
+class Tally(Figure):
+    """A count, and the table that it was counted over."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """What ``vcg bench`` can run.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,22 @@ def plan_of(testbed: str, place: Path, overrides: dict[str, Any] | None = None) 
     return planning.make(loaded, numa.observe(), floor_ns=floor.ensure())
 
 
+def plan_from(testbed: dict[str, Any], place: Path) -> Plan:
+    """A testbed of a benchmark's own, planned for this host, with its roots below ``place``.
+
+    Raises:
+        HostError: this host can't run it.
+    """
+    roots = {"state_root": str(place / "state"), "mount_root": str(place / "mnt")}
+    loaded = config.from_mapping({**testbed, **roots}, source=testbed["name"])
+    return planning.make(loaded, numa.observe(), floor_ns=floor.ensure())
+
+
+def last_cpu() -> int:
+    """A CPU for dimensions that are to share one: not that of the RTD, if there are several."""
+    return numa.observe().cpus[-1]
+
+
 @contextmanager
 def observe(run: Run, *others: str) -> Iterator[probes.Session]:
     """All probes on every dimension of a run.
@@ -64,22 +80,36 @@ def observe(run: Run, *others: str) -> Iterator[probes.Session]:
         yield session
 
 
-def run_for(run: Run, seconds: float) -> dict[str, bytes]:
+def run_for(run: Run, seconds: float, each: Callable[[], None] = lambda: None) -> dict[str, bytes]:
     """Start a run, let it go on for some time, halt it; each dimension's window records.
+
+    Args:
+        each: called several times a second while it runs.
 
     Raises:
         RunError: a process of the run died.
     """
-    records = dict.fromkeys(run.dimension_pids, b"")
     run.start()
+    records = keep(run, seconds, each)
+    run.halt()
+    return {name: records[name] + fresh for name, fresh in run.drain().items()}
+
+
+def keep(run: Run, seconds: float, each: Callable[[], None] = lambda: None) -> dict[str, bytes]:
+    """Let a run that has been started go on for some time; each dimension's window records of that time.
+
+    Raises:
+        RunError: a process of the run died.
+    """
+    records = dict.fromkeys((d.name for d in run.plan.dimensions), b"")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(_DRAIN_S)
         for name, fresh in run.drain().items():
             records[name] += fresh
+        each()
         run.check()
-    run.halt()
-    return {name: records[name] + fresh for name, fresh in run.drain().items()}
+    return records
 
 
 def lateness_ns(records: dict[str, bytes]) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from experiments.bench import cyclictest, edge, native, probe, rtd, runtime, up
+from experiments.bench import borrow, cyclictest, edge, hostile, mint, native, probe, rtd, runtime, shares, up
 from experiments.bench.cli import bench, benchmarks
 from experiments.bench.figures import Comparison
 from vcg.errors import HostError
@@ -110,3 +110,36 @@ def test_what_cannot_be_run_is_refused(arguments: list[str]) -> None:
     app = Typer()
     app.command()(bench)
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_minting_is_measured_while_credit_is_lent() -> None:
+    figures = mint.measure(1, 2.0, quiet)
+    assert [figure.name for figure in figures] == ["mint_p50", "mint_quiet_p50"]
+    assert all(isinstance(figure, Comparison) and figure.value > 0 for figure in figures)
+    assert all(isinstance(figure, Comparison) and figure.peer_value == mint.LIMIT_NS for figure in figures)
+
+
+def test_shares_are_read_from_the_kernel_for_both_gates_and_the_fair_scheduler() -> None:
+    figures = {figure.name: figure for figure in shares.measure(1, 1.0, quiet)}
+    assert list(figures) == ["share_error", "share_error_frozen", "credit_spent", "credit_spent_frozen"]
+    assert all(0 <= figure.value < 1 for name, figure in figures.items() if name.startswith("share_error"))
+    assert all(0.1 < figure.value < 1.5 for name, figure in figures.items() if name.startswith("credit_spent"))
+
+
+def test_borrowing_is_measured_against_none() -> None:
+    figures = {figure.name: figure for figure in borrow.measure(1, 2.5, quiet)}
+    assert list(figures) == ["burst_work", "borrowed_part", "borrow_yield", "lender_back_windows"]
+    assert figures["borrowed_part"].value > 0
+    assert figures["lender_back_windows"].value >= 1
+
+
+def test_neighbours_of_abuse_stand_beside_those_of_an_idle_dimension() -> None:
+    figures = {figure.name: figure for figure in hostile.measure(1, 2.0, quiet)}
+    assert list(figures) == [
+        "neighbour_lateness_p99",
+        "neighbour_lateness_fork_p99",
+        "contained_windows",
+        "contained_fork_windows",
+    ]
+    assert figures["neighbour_lateness_p99"].value > 0
+    assert figures["contained_windows"].value >= 0

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from vcg.linux import cgroup, sched
-from vcg.linux.cgroup import CONTROLLERS, Group, Hierarchies
+from vcg.linux import cgroup, prctl, sched
+from vcg.linux.cgroup import CONTROLLERS, Bandwidth, Freezer, Group, Hierarchies
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -127,6 +127,140 @@ def test_real_time_scheduling_works_in_the_groups_of_a_fifo_dimension(make_group
         return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
 
     assert in_child(act) == os.SCHED_FIFO
+
+
+# ── CPU time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CAP_FILES = ("cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.cfs_burst_us", "cpu.max", "cpu.max.burst")
+
+
+def test_a_cap_can_be_set_raised_lowered_and_lifted(make_group: Make) -> None:
+    group = make_group(("cpu",))
+    backend = cgroup.observe().backend("cpu")
+    for limit in (Bandwidth(10_000, 3_000), Bandwidth(10_000, 9_000), Bandwidth(8_000, 1_200), None):
+        group.limit_bandwidth(limit)
+        period, quota = limit or (100_000, -1)
+        v1 = dict(zip(CAP_FILES, (str(period), str(quota), str(max(quota, 0))), strict=False))
+        v2 = {"cpu.max": f"{quota if limit else 'max'} {period}", "cpu.max.burst": str(max(quota, 0))}
+        assert files_named(group, *CAP_FILES) == {"v1": v1, "v2": v2, None: {}}[backend]
+
+
+def test_a_cap_holds_a_task_that_spins(make_group: Make, in_child: Any) -> None:
+    group = make_group(("cpu",))
+    group.limit_bandwidth(Bandwidth(20_000, 2_000))
+
+    def spin() -> tuple[int, int]:
+        group.enter()
+        cpu_ns, end_ns = time.process_time_ns(), soon_ns(0.5)
+        begun_ns = time.monotonic_ns()
+        while time.monotonic_ns() < end_ns:
+            pass
+        return time.process_time_ns() - cpu_ns, time.monotonic_ns() - begun_ns
+
+    if cgroup.observe().backend("cpu") is None:
+        assert group.directory("cpu") is None
+    else:
+        used_ns, took_ns = in_child(spin)
+        # Two quotas to begin with, one for each period, and a tick that the kernel takes to notice.
+        assert used_ns <= 2_000_000 * (2 + took_ns / 20_000_000) + 20_000_000
+
+
+def test_a_cap_above_that_of_an_outer_group_is_left_to_the_outer_group(make_group: Make) -> None:
+    outer = make_group(("cpu",))
+    outer.limit_bandwidth(Bandwidth(10_000, 5_000))
+    inner = Group(outer, "inner", ("cpu",))
+    inner.create()
+    inner.limit_bandwidth(Bandwidth(10_000, 8_000))
+    if cgroup.observe().backend("cpu") == "v1":
+        assert files_named(inner, "cpu.cfs_quota_us") == {"cpu.cfs_quota_us": "-1"}
+        inner.limit_bandwidth(Bandwidth(10_000, 4_000))
+        assert files_named(inner, "cpu.cfs_quota_us") == {"cpu.cfs_quota_us": "4000"}
+
+
+# ── the freezer ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_ns = soon_ns()
+    while not condition():
+        assert time.monotonic_ns() < deadline_ns, "waited in vain"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def make_freezer(make_group: Make) -> Iterator[Callable[[], tuple[Group, Freezer]]]:
+    made: list[Freezer] = []
+
+    def make() -> tuple[Group, Freezer]:
+        group = make_group(())
+        assert group.unified is not None
+        made.append(Freezer(group.unified))
+        return group, made[-1]
+
+    yield make
+    for freezer in made:
+        freezer.close()
+
+
+def spin_in(group: Group) -> int:
+    """A process in a group that spins until it is killed."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        prctl.die_with_parent(parent)
+        group.enter()
+        while True:
+            pass
+    return pid
+
+
+def test_a_frozen_group_uses_no_cpu_and_a_thawed_one_does(make_freezer: Callable[[], tuple[Group, Freezer]]) -> None:
+    group, freezer = make_freezer()
+    pid = spin_in(group)
+    try:
+        wait_for(freezer.is_populated)
+        for _ in range(3):
+            freezer.freeze()
+            wait_for(freezer.is_frozen)
+            before_ns = freezer.usage_ns()
+            time.sleep(0.02)
+            assert freezer.usage_ns() == before_ns
+            freezer.thaw()
+            wait_for(lambda: freezer.usage_ns() > before_ns)  # noqa: B023 (called at once)
+            assert not freezer.is_frozen()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_frozen_process_obeys_sigkill_and_what_it_used_stays_in_the_account(
+    make_freezer: Callable[[], tuple[Group, Freezer]],
+) -> None:
+    group, freezer = make_freezer()
+    pid = spin_in(group)
+    wait_for(lambda: freezer.usage_ns() > 5_000_000)
+    freezer.freeze()
+    wait_for(freezer.is_frozen)
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    wait_for(lambda: not freezer.is_populated())
+    assert freezer.usage_ns() > 5_000_000
+
+
+def test_what_enters_a_frozen_group_is_frozen(make_freezer: Callable[[], tuple[Group, Freezer]]) -> None:
+    group, freezer = make_freezer()
+    freezer.freeze()
+    wait_for(freezer.is_frozen)
+    pid = spin_in(group)
+    try:
+        wait_for(freezer.is_populated)
+        wait_for(freezer.is_frozen)
+        before_ns = freezer.usage_ns()
+        time.sleep(0.02)
+        assert freezer.usage_ns() == before_ns
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # ── membership ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -272,7 +406,7 @@ def test_with_v2_controllers_everything_is_in_one_directory(tmp_path: Path) -> N
     inner.limit(cpus=[1, 0], node=0, memory_bytes=MIB, pids=3, weight=0.5)
     assert outer.directories == [tmp_path / "vcg-test"]
     assert inner.directories == [tmp_path / "vcg-test" / "d1"]
-    assert (tmp_path / "vcg-test" / "cgroup.subtree_control").read_text() == "+cpu +cpuset +memory +pids"
+    assert (tmp_path / "vcg-test" / "cgroup.subtree_control").read_text() == "+cpu +cpuset +io +memory +pids"
     assert {path.name: path.read_text() for path in inner.directories[0].iterdir()} == {
         "cpuset.cpus": "0,1",
         "cpuset.mems": "0",
@@ -289,6 +423,16 @@ def test_a_v2_weight_stays_in_the_kernels_range(tmp_path: Path, weight: float, w
     group.limit(weight=weight, memory_bytes=MIB)
     assert (tmp_path / "vcg-test" / "cpu.weight").read_text() == written
     assert not (tmp_path / "vcg-test" / "memory.max").exists()
+
+
+def test_a_v2_cap_is_in_one_file_and_its_burst_in_another(tmp_path: Path) -> None:
+    group = Group(Hierarchies(tmp_path, frozenset({"cpu"}), {}), "vcg-test")
+    group.create()
+    place = tmp_path / "vcg-test"
+    group.limit_bandwidth(Bandwidth(10_000, 3_000))
+    assert [(place / name).read_text() for name in ("cpu.max", "cpu.max.burst")] == ["3000 10000", "3000"]
+    group.limit_bandwidth(None)
+    assert [(place / name).read_text() for name in ("cpu.max", "cpu.max.burst")] == ["max 100000", "0"]
 
 
 def test_an_error_names_the_file_and_the_value(make_group: Make) -> None:

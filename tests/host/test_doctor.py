@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +63,15 @@ def test_what_still_lies_in_the_state_root_is_shown(roots: Any, monkeypatch: pyt
 def test_a_state_root_without_room_for_an_image_is_no_place_for_loop_devices() -> None:
     check = doctor.check_loop_devices(Path("/proc"))
     assert (check.ok, check.required) == (False, True)
+
+
+def test_the_freezers_floor_is_measured_and_stands_beside_the_shortest_window_of_testbeds() -> None:
+    found = doctor.check_freezer().found
+    times = r"\(frozen after (\d+) us, running after (\d+) us\)"
+    measured = re.fullmatch(rf"windows from ([\d.]+) ms {times}, testbeds may have them from 5 ms", found)
+    assert measured is not None, found
+    shortest_ms, frozen_us, _ = map(float, measured.groups())
+    assert shortest_ms * 1000 * doctor.FREEZER_SHARE >= frozen_us - 10
 
 
 def test_an_attempt_that_dies_in_its_child_is_a_failed_check() -> None:

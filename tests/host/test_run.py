@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_clear_message(resolve: Callable[..., Plan], roots: R
         mount.unmount(roots.state_root)
 
 
-@pytest.mark.parametrize("victim", ["rtd", "orchestrator", "relay", "d1", "d8"])
+@pytest.mark.parametrize("victim", ["rtd", "orchestrator", "relay", "gauges", "d1", "d8"])
 def test_the_death_of_any_process_is_noticed(resolve: Callable[..., Plan], victim: str) -> None:
     with pytest.raises(RunError, match=f"{victim} was killed by SIGKILL"), Run(resolve("default")) as run:
         run.start()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,29 +17,42 @@ from typing import Any
 import pytest
 
 from vcg import storage
-from vcg.linux import mount, prctl, sandbox
+from vcg.linux import memory, mount, prctl, sandbox, seccomp
 from vcg.linux.libc import libc
 from vcg.plan import UID_FIRST
 
 pytestmark = pytest.mark.usefixtures("root")
 UID = UID_FIRST + 50
 _PR_GET_DUMPABLE = 3
+DEEP = 10_000
+LIMITED = {
+    "Max core file size": "0",
+    "Max open files": "256",
+    "Max locked memory": "0",
+    "Max msgqueue size": "0",
+    "Max nice priority": "0",
+    "Max realtime priority": "0",
+    "Max pending signals": "256",
+}
+"""As proc(5) calls them."""
 
 
 @pytest.fixture
 def enclosed(roots: Any) -> Callable[..., Callable[[], Any]]:
-    """``enclosed(act, devices)``: for a child, confine its view to a fresh tmpfs, still as root, then act.
+    """``enclosed(act, devices, binds)``: for a child, confine its view to a fresh tmpfs, still as root, then act.
 
     In it there is ``/tmp``, in which everybody may write.
     """
 
-    def make(act: Callable[[], object], devices: tuple[str, ...] = ()) -> Callable[[], Any]:
+    def make(
+        act: Callable[[], object], devices: tuple[str, ...] = (), binds: tuple[str, ...] = ()
+    ) -> Callable[[], Any]:
         def inside() -> object:
             mount.enter_private_namespace()
             storage.mount_tmpfs(roots.mount_root, 1 << 20, None)
             (roots.mount_root / "tmp").mkdir()
             (roots.mount_root / "tmp").chmod(0o777)
-            sandbox.enclose(roots.mount_root, devices)
+            sandbox.take(sandbox.enclosure(roots.mount_root, devices, binds))
             return act()
 
         return inside
@@ -47,14 +64,18 @@ def enclosed(roots: Any) -> Callable[..., Callable[[], Any]]:
 def confined(enclosed: Any) -> Callable[..., Callable[[], Any]]:
     """As ``enclosed``, and everything that root may do is given up before the act."""
 
-    def make(act: Callable[[], object], devices: tuple[str, ...] = ()) -> Callable[[], Any]:
-        parent = os.getpid()
+    filter_ = seccomp.compile_policy(None)
+
+    def make(
+        act: Callable[[], object], devices: tuple[str, ...] = (), binds: tuple[str, ...] = ()
+    ) -> Callable[[], Any]:
+        parent, groups = os.getpid(), sandbox.groups_of(devices)
 
         def inside() -> object:
-            sandbox.surrender(UID, parent)
+            sandbox.take(sandbox.surrendering(UID, parent, filter_, groups))
             return act()
 
-        made: Callable[[], Any] = enclosed(inside, devices)
+        made: Callable[[], Any] = enclosed(inside, devices, binds)
         return made
 
     return make
@@ -77,11 +98,61 @@ def test_nothing_of_root_is_left(confined: Any, child_that: Any) -> None:
         assert {seen[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
         assert seen["Uid"].split() == seen["Gid"].split() == [str(UID)] * 4
         assert seen["Groups"].split() == []
-        assert seen["NoNewPrivs"] == "1"
+        assert (seen["NoNewPrivs"], seen["Seccomp"], seen["Seccomp_filters"]) == ("1", "2", "1")
         assert {int(link.name) for link in Path(f"/proc/{child.pid}/fd").iterdir()} == {0, 1, 2}
         assert os.getsid(child.pid) == child.pid
-        limits = Path(f"/proc/{child.pid}/limits").read_text()
-        assert [line.split()[-3:-1] for line in limits.splitlines() if "core file" in line] == [["0", "0"]]
+        limits = Path(f"/proc/{child.pid}/limits").read_text().splitlines()
+        found = {line[:26].strip(): line[26:].split()[:2] for line in limits}
+        assert {name: found[name] for name in LIMITED} == {name: [value, value] for name, value in LIMITED.items()}
+
+
+def test_no_limit_is_raised(in_child: Any) -> None:
+    def act() -> tuple[int, int]:
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (7, 9))
+        dict(sandbox.surrendering(UID, os.getpid()))["limits"]()
+        return resource.getrlimit(resource.RLIMIT_SIGPENDING)
+
+    assert in_child(act) == (9, 9)
+
+
+def test_where_no_cgroup_limits_processes_their_number_for_each_uid_does(in_child: Any) -> None:
+    def act() -> tuple[int, int]:
+        dict(sandbox.surrendering(UID, os.getpid(), processes=5))["limits"]()
+        return resource.getrlimit(resource.RLIMIT_NPROC)
+
+    assert in_child(act) == (5, 5)
+
+
+def test_all_but_the_dumpable_flag_stays_over_an_exec(confined: Any, in_child: Any, roots: Any, tmp_path: Path) -> None:
+    """A program of the host tells its own state from inside, as one behind the freezer gate could."""
+    tool = tmp_path / "status"
+    source = Path(__file__).with_name("status.c")
+    subprocess.run(["gcc", "-Wall", "-Wextra", "-Werror", "-static", "-o", tool, source], check=True)
+
+    def act() -> str:
+        told, tell = os.pipe()
+        os.dup2(tell, 2)
+        if (pid := os.fork()) == 0:
+            os.execve(tool, [str(tool)], {})
+        os.close(tell)
+        os.close(2)
+        os.waitpid(pid, 0)
+        return os.read(told, 4096).decode()
+
+    tmp_path.chmod(0o755)
+    said = dict(line.split("=") for line in in_child(confined(act, binds=(str(tmp_path),))).splitlines())
+    assert said == {
+        "uid": str(UID),
+        "groups": "0",
+        "capabilities": "0",
+        "no_new_privs": "1",
+        "seccomp": "2",
+        "limits": " ".join(str(value) for value in sandbox.LIMITS.values()),
+        "mount": "EPERM",
+        "socket": "EAFNOSUPPORT",
+        "thread": "ok",
+        "environment": "0",
+    }
 
 
 def test_only_the_new_root_and_the_granted_devices_are_mounted(confined: Any, child_that: Any) -> None:
@@ -201,8 +272,7 @@ def test_it_dies_with_its_parent(roots: Any, in_child: Any) -> None:
                 os.dup2(tell, 1)
                 mount.enter_private_namespace()
                 storage.mount_tmpfs(roots.mount_root, 1 << 20, None)
-                sandbox.enclose(roots.mount_root, ())
-                sandbox.surrender(UID, me)
+                sandbox.take(sandbox.enclosure(roots.mount_root, ()) + sandbox.surrendering(UID, me))
                 os.write(1, pid.to_bytes(4, "little"))
                 signal.alarm(20)
             signal.pause()
@@ -217,7 +287,7 @@ def test_it_dies_with_its_parent(roots: Any, in_child: Any) -> None:
 
 def test_a_parent_that_is_gone_already_stops_the_confinement(enclosed: Any, in_child: Any) -> None:
     with pytest.raises(ProcessLookupError, match="parent 1 ended"):
-        in_child(enclosed(lambda: sandbox.surrender(UID, 1)))
+        in_child(enclosed(lambda: sandbox.take(sandbox.surrendering(UID, 1))))
 
 
 def test_the_mounts_of_a_confined_process_end_with_it(confined: Any, child_that: Any, roots: Any) -> None:
@@ -228,3 +298,37 @@ def test_the_mounts_of_a_confined_process_end_with_it(confined: Any, child_that:
     while devices & {entry.identifier for entry in mount.mounts()}:
         assert time.monotonic() < deadline
     assert not list(roots.mount_root.iterdir())
+
+
+def test_a_grant_brings_the_group_of_the_node_and_no_other(confined: Any, in_child: Any, tmp_path: Path) -> None:
+    node = tmp_path / "null"
+    os.mknod(node, stat.S_IFCHR | 0o660, os.makedev(1, 3))
+    assert sandbox.groups_of([str(node)]) == []  # root's own group is never given
+    os.chown(node, 0, 4242)
+    node.chmod(0o660)
+
+    def act() -> tuple[list[int], str]:
+        return os.getgroups(), open_device(str(node))
+
+    assert in_child(confined(act, (str(node),))) == ([4242], "opened")
+    node.chmod(0o666)
+    assert in_child(confined(act, (str(node),))) == ([], "opened")
+
+
+def test_a_locked_dimension_may_still_call_deeply(in_child: Any) -> None:
+    """A locked stack can't grow beyond RLIMIT_MEMLOCK: the call that needs more of it is the last one."""
+
+    def after(lock: Callable[[], object]) -> Callable[[], int]:
+        def act() -> int:
+            lock()
+            steps = dict(sandbox.surrendering(UID, os.getppid()))
+            steps["limits"]()
+            steps["uid"]()
+            sys.setrecursionlimit(2 * DEEP)
+            return len(json.loads("[" * DEEP + "]" * DEEP))
+
+        return act
+
+    assert in_child(after(lambda: memory.lock_all(future=False))) == 1
+    with pytest.raises(AssertionError, match="the child died"):
+        in_child(after(lambda: libc.mlockall(1)))

@@ -124,13 +124,13 @@ def group() -> Iterator[Group]:
 
 
 def leave_everything(roots: Any, group: Group) -> int:
-    """Be an earlier run that was killed: journal, images, loop, socket, mount, and a survivor; the survivor's pid."""
+    """Be an earlier run that was killed: journal, images, loop, sockets, mount, and a survivor; the survivor's pid."""
     with StateRoot(roots.state_root) as held:
         held.note(held.next_epoch(), group.directories, roots.mount_root, True)
         for name in ("d4", "d5"):
             storage.allocate(held.image(name), 1 << 20)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(str(held.socket))
+        for path in (held.socket, held.control):
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).bind(str(path))
         (held.path / "epoch.new").write_text("half writ")
         bound = loop.attach(held.image("d4"))
         group.enter()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
+import mmap
 import os
+import threading
 import time
 from pathlib import Path
 
+from vcg import shm
 from vcg.dimension import Dimension
+from vcg.linux import futex, libc
 
 
 def raises(dimension: Dimension) -> None:
@@ -70,3 +76,58 @@ def forks_child(dimension: Dimension) -> None:
             time.sleep(60)
     for _ in dimension.windows():
         pass
+
+
+def loses_its_temper(dimension: Dimension) -> None:
+    """Behave, but spin through ten windows from window 20 on; then behave again."""
+    for window in dimension.windows():
+        if window.number == 20:
+            until_ns = window.planned_ns + 10 * (window.token.expires_ns - window.planned_ns)
+            while time.monotonic_ns() < until_ns:
+                pass
+
+
+def lies(dimension: Dimension) -> None:
+    """From window 20 on spin for ever, and write a record of every window as if nothing had been used."""
+    ticks, status = dimension._ticks, dimension._status
+    latest_at, head_at = shm.LATEST_AT + dimension._plan.index, shm.STATUS_HEADER.at("head")
+    for window in dimension.windows():
+        if window.number < 20:
+            continue
+        last = window.number - 1
+        while True:
+            newest = ticks[latest_at]
+            if newest == last:
+                continue
+            last, head = newest, status[head_at]
+            at = shm.WINDOWS_AT + head % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
+            for field in range(shm.WINDOW_WORDS):
+                status[at + field] = 0
+            status[at], status[at + 1] = newest, dimension._epoch
+            status[head_at] = head + 1
+
+
+def meddles(dimension: Dimension) -> None:
+    """Do whatever might make the clock wait: crowd its futex, fork, lock files, sync, work on the shared pages."""
+    word = futex.address_of(dimension._ticks, shm.TICKS_HEADER.at("futex"))
+
+    def crowd() -> None:
+        wait = futex.waiter(word, futex.MATCH_ANY)
+        cell = dimension._ticks[shm.TICKS_HEADER.at("futex") :][:1].cast("B").cast("I")
+        while True:
+            wait(cell[0])
+            time.sleep(0.0005)  # where such a wait is refused, it returns at once
+
+    for _ in range(20):
+        threading.Thread(target=crowd, daemon=True).start()
+    fd = os.open("/data/held", os.O_RDWR | os.O_CREAT)
+    for window in dimension.windows():
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.pwrite(fd, bytes(4096), window.number % 64 * 4096)
+        os.fsync(fd)
+        if window.number % 50 == 0 and (pid := os.fork()):
+            os.waitpid(pid, 0)
+        elif window.number % 50 == 0:
+            os._exit(0)
+        for advice in (mmap.MADV_DONTNEED, mmap.MADV_WILLNEED):
+            libc.libc.madvise(ctypes.c_void_p(word & -mmap.PAGESIZE), ctypes.c_size_t(mmap.PAGESIZE), advice)

@@ -14,9 +14,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from vcg import cli, config
+from vcg import cli, config, plan
 from vcg.errors import ConfigError, RunError
-from vcg.plan import Plan
+from vcg.plan import HostShape, Plan
 
 
 def vcg(*arguments: str) -> Result:
@@ -82,8 +82,8 @@ def test_plan_shows_cadence_credit_storage_and_workload() -> None:
 def test_plan_as_json_holds_the_plan_and_its_edges() -> None:
     result = vcg("plan", "default", "--json", "--set", "base_window=3ms")
     printed = json.loads(result.stdout)
-    plan = Plan.from_json(json.dumps(printed["plan"]))
-    assert plan.base_window_ns == 3_000_000
+    shown = Plan.from_json(json.dumps(printed["plan"]))
+    assert shown.base_window_ns == 3_000_000
     assert printed["edges_per_hyperperiod"] == len(printed["edges"]) == 27
     assert printed["edges"][0] == {"offset_ns": 0, "due": ["d1", "d4", "d7"]}
 
@@ -140,6 +140,45 @@ def test_help_gives_examples() -> None:
     result = vcg("plan", "--help")
     assert result.exit_code == 0
     assert "vcg plan default --set" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [("top",), ("top", "--once"), ("amplitude",), ("amplitude", "d4", "2")])
+def test_where_no_run_is_going_on_the_path_and_what_to_do_are_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    result = vcg(*arguments, "--state-root", str(tmp_path / "none"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"no run at {tmp_path / 'none'}: start one (vcg run TESTBED), "
+        "or name the state root of the one you mean (--state-root PATH)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("x", "expected a number above 0"),
+        ("0", "expected a number above 0"),
+        ("nan", "expected a number above 0"),
+        ("inf", "expected a number above 0"),
+        ("1e9", "expected a number from 0.000001 to 1000000"),
+    ],
+)
+def test_a_value_that_is_no_amplitude_is_refused_before_anything_is_asked(value: str, expected: str) -> None:
+    result = vcg("amplitude", "d4", value, "--state-root", "/nowhere")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f'command line: VALUE: "{value}" - {expected}\n'
+
+
+@pytest.mark.parametrize(
+    ("selector", "names"), [("d4", ["d4"]), ("d8-d9", ["d8", "d9"]), ("*", [f"d{n}" for n in range(1, 10)])]
+)
+def test_dimensions_of_a_run_are_selected_as_those_of_a_testbed(selector: str, names: list[str]) -> None:
+    assert cli._select(plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0})), selector) == names
+
+
+@pytest.mark.parametrize("selector", ["d44", "d1-d44", "", "d1,d2"])
+def test_a_selector_of_nothing_is_refused_with_what_there_is(selector: str) -> None:
+    with pytest.raises(ConfigError, match="nothing is selected; the run has d1, d2"):
+        cli._select(plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0})), selector)
 
 
 def test_subcommands_of_other_packages_are_reached(plugins: ModuleType) -> None:

@@ -56,7 +56,7 @@ def test_ready_testbed_survives_resolving(name: str) -> None:
 
 
 def test_the_ready_testbeds_are_these() -> None:
-    assert config.ready_testbeds() == ("default", "edge", "ext4", "tmpfs")
+    assert config.ready_testbeds() == ("default", "edge", "ext4", "programs", "tmpfs")
 
 
 def test_default_has_the_roles_and_cadences_of_the_architecture() -> None:

@@ -182,6 +182,30 @@ def test_an_installation_that_fails_is_one_message(
         doctor.install([GCC])
 
 
+def test_a_service_that_comes_with_a_program_is_stopped_and_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("apt-get", "update-rc.d", "invoke-rc.d"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $* >>{tmp_path}/done\n")
+        (tmp_path / name).chmod(0o755)
+    redis = replace(GCC, name="redis-server", fix="apt-get install redis-server redis-tools")
+    assert doctor.install([GCC, redis]) == ["gcc", "redis-server", "redis-tools"]
+    assert (tmp_path / "done").read_text().splitlines()[-2:] == [
+        "update-rc.d redis-server disable",
+        "invoke-rc.d redis-server stop",
+    ]
+
+
+@given(st.lists(st.integers(1, 10**8), min_size=100, max_size=400))
+def test_at_the_freezers_floor_the_window_is_twenty_times_the_p99(latencies_ns: list[int]) -> None:
+    shortest_ns = doctor.freezer_floor_ns(latencies_ns)
+    within = sum(latency <= shortest_ns * doctor.FREEZER_SHARE for latency in latencies_ns)
+    assert within >= 0.99 * len(latencies_ns)
+    assert shortest_ns <= max(latencies_ns) / doctor.FREEZER_SHARE + 1
+
+
 def group(place: Path, *, root: bool, handed_down: str) -> Hierarchies:
     """A directory that looks like a v2 cgroup with cpu and memory, which hands down some of them."""
     (place / "cgroup.controllers").write_text("cpu memory\n")

@@ -1,16 +1,22 @@
-"""Minting ahead, and what the orchestrator believes of a status page."""
+"""Minting ahead, what the orchestrator believes of a status page, and when it holds a dimension."""
 
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import replace
+from fractions import Fraction
+from typing import cast
 
 import pytest
 
-from vcg import shm
-from vcg.orchestrator import Desk
-from vcg.plan import DimensionPlan
+from vcg import config, plan, shm
+from vcg.linux import clock
+from vcg.orchestrator import Desk, Orchestrator, new_tokens
+from vcg.plan import DimensionPlan, HostShape
 from vcg.shm import Outcome
+from vcg.tokens import Ledger, Terms
+from vcg.warden import Standing, Warden
 
 EPOCH = 7
 ELAPSED_NS = 1_000_000_000
@@ -43,16 +49,29 @@ def words(size_bytes: int) -> memoryview:
 
 
 class Counter:
-    """A desk over private memory, and a dimension that writes what it likes."""
+    """A desk over private memory, an RTD that has published some windows, a dimension that writes what it likes."""
 
-    def __init__(self, plan: DimensionPlan = PLAN) -> None:
-        self.tokens, self.status = words(shm.TOKENS_BYTES), words(shm.STATUS_BYTES)
-        self.desk = Desk(plan, EPOCH, self.tokens, self.status)
+    def __init__(self, plan: DimensionPlan = PLAN, newest: int = 50) -> None:
+        self.ticks, self.status = words(shm.TICKS_BYTES), words(shm.STATUS_BYTES)
+        fd, self.tokens = new_tokens(EPOCH)
+        os.close(fd)
+        terms = Terms(plan.name, plan.cpus, "", plan.period, Fraction(0), Fraction(1, 4), Fraction(4))
+        self.ledger = Ledger([terms], [plan.credit_ns], [1], 40_000_000)
+        self.account = self.ledger.accounts[0]
+        self.desk = Desk(plan, self.account, EPOCH, self.ticks, self.tokens, self.status)
         self.written = 0
+        self.publish(newest)
+
+    def publish(self, newest: int) -> None:
+        self.ticks[shm.LATEST_AT + PLAN.index] = newest
+
+    def mint(self, end_ns: int, now_ns: int = -1, start_ns: int = 0) -> None:
+        self.desk.offer_through(start_ns, end_ns + 10_000_000)
+        self.desk.book_through(start_ns, end_ns, now_ns)
 
     def token(self, window: int) -> dict[str, int]:
         at = shm.TOKENS_AT + (PLAN.index * shm.TOKEN_SLOTS + window % shm.TOKEN_SLOTS) * shm.TOKEN_WORDS
-        return dict(zip(shm.TOKEN.fields, self.tokens[at : at + shm.TOKEN_WORDS], strict=True))
+        return dict(zip(shm.TOKEN.fields, self.tokens[at : at + shm.TOKEN.words], strict=True))
 
     def report(self, window: int, used_ns: int, epoch: int = EPOCH, outcome: int = Outcome.DONE) -> None:
         at = shm.WINDOWS_AT + self.written % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
@@ -61,13 +80,20 @@ class Counter:
         self.written += 1
         self.status[shm.STATUS_HEADER.at("head")] = self.written
 
+    @property
+    def refused(self) -> tuple[int, int, int]:
+        return self.desk.refused_epoch, self.desk.refused_window, self.desk.refused_value
+
+
+# ── minting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_tokens_cover_every_window_before_the_end_and_expire_at_the_next_edge() -> None:
     counter = Counter()
-    counter.desk.mint_through(start_ns=100, end_ns=100 + 10_000_000, now_ns=5)
-    assert counter.desk.account.minted == 3
-    edges = [100 + int((1 + 2 * n * 10_000_000 / 3) // 2) for n in range(4)]
-    for window in range(3):
+    counter.mint(100 + 10_000_000, now_ns=5, start_ns=100)
+    assert counter.account.minted == 3
+    edges = [100 + int((1 + 2 * n * 10_000_000 / 3) // 2) for n in range(7)]
+    for window in range(6):
         token = counter.token(window)
         assert (token["window"], token["epoch"], token["dimension"], token["budget_ns"]) == (window, EPOCH, 2, 1000)
         assert (token["planned_ns"], token["expires_ns"]) == (edges[window], edges[window + 1])
@@ -75,22 +101,65 @@ def test_tokens_cover_every_window_before_the_end_and_expire_at_the_next_edge() 
 
 def test_minting_goes_on_where_it_stopped() -> None:
     once, twice = Counter(), Counter()
-    once.desk.mint_through(0, 200_000_000, 0)
+    once.mint(200_000_000)
     for end_ns in (90_000_000, 90_000_001, 200_000_000):
-        twice.desk.mint_through(0, end_ns, 0)
-    assert once.desk.account.minted == twice.desk.account.minted == 60
+        twice.mint(end_ns)
+    assert once.account.minted == twice.account.minted == 60
     assert once.tokens[shm.TOKENS_AT :].tolist() == twice.tokens[shm.TOKENS_AT :].tolist()
+
+
+def test_a_token_that_is_booked_in_time_takes_the_place_of_the_one_that_was_offered() -> None:
+    counter = Counter()
+    counter.mint(10_000_000)
+    counter.report(0, 1700)
+    counter.desk.settle(ELAPSED_NS)
+    assert counter.token(3)["budget_ns"] == 1000
+    counter.mint(20_000_000)
+    assert counter.token(3)["budget_ns"] == 300
+
+
+def test_a_token_that_is_booked_after_its_edge_stays_what_was_offered() -> None:
+    counter = Counter()
+    counter.mint(10_000_000)
+    counter.report(0, 1700)
+    counter.desk.settle(ELAPSED_NS)
+    counter.mint(20_000_000, now_ns=10_000_001)
+    assert [counter.token(window)["budget_ns"] for window in (3, 4)] == [1000, 300]
+
+
+@pytest.mark.parametrize("missed", range(1, 12))
+def test_rounds_that_were_missed_are_made_up_for(missed: int) -> None:
+    made = plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0}))
+    ticks, control = words(shm.TICKS_BYTES), words(shm.CONTROL_BYTES)
+    fd, tokens = new_tokens(EPOCH)
+    os.close(fd)
+    for bit in range(shm.MAX_DIMENSIONS):
+        ticks[shm.LATEST_AT + bit] = -1
+    statuses = [words(shm.STATUS_BYTES) for _ in made.dimensions]
+    orchestrator = Orchestrator(made, EPOCH, control, ticks, tokens, statuses)
+    start_ns = clock.now_ns() + 1_000_000_000
+    orchestrator.work(-1, start_ns)
+    for number in range(0, 60, missed):
+        orchestrator.work(number, start_ns)
+        through_ns = (number + 2) * made.base_window_ns // made.rounds
+        for d, desk in zip(made.dimensions, orchestrator.desks, strict=True):
+            began = sum(1 for n in range(400) if (d.phase[0] / d.phase[1] + n * d.period_ns) < through_ns)
+            assert abs(desk.account.next_window - began) <= 1
+
+
+# ── settling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_was_used_is_settled() -> None:
     counter = Counter()
-    counter.desk.mint_through(0, 20_000_000, 0)
+    counter.mint(20_000_000)
     counter.report(0, 400)
     counter.report(1, 1500, outcome=Outcome.OVERRUN)
     counter.report(2, 0, outcome=Outcome.MISSED)
     counter.desk.settle(ELAPSED_NS)
-    account = counter.desk.account
+    account = counter.account
     assert (account.settled, account.used_ns, account.overrun_ns, account.expired) == (2, 1900, 500, 1)
+    assert counter.refused == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +167,7 @@ def test_what_was_used_is_settled() -> None:
     [
         ({"window": 0, "used_ns": 1, "epoch": EPOCH - 1}, "refused_epoch"),
         ({"window": 99, "used_ns": 1}, "refused_window"),
+        ({"window": 99, "used_ns": 0, "outcome": Outcome.MISSED}, "refused_window"),
         ({"window": -1, "used_ns": 1}, "refused_window"),
         ({"window": 0, "used_ns": -(2**60)}, "refused_value"),
         ({"window": 0, "used_ns": 2**63 - 1}, "refused_value"),
@@ -105,20 +175,54 @@ def test_what_was_used_is_settled() -> None:
 )
 def test_a_stale_foreign_or_absurd_report_is_refused_and_counted(forged: dict[str, int], counted: str) -> None:
     counter = Counter()
-    counter.desk.mint_through(0, 20_000_000, 0)
+    counter.mint(20_000_000)
     counter.report(**forged)
     counter.desk.settle(ELAPSED_NS)
-    assert getattr(counter.desk, counted) == 1
-    assert counter.desk.account.settled == 0
+    assert getattr(counter.desk, counted) == sum(counter.refused) == 1
+    assert counter.account.settled == 0
 
 
 def test_a_replayed_report_is_refused() -> None:
     counter = Counter()
-    counter.desk.mint_through(0, 20_000_000, 0)
+    counter.mint(20_000_000)
     counter.report(1, 10)
     counter.report(1, 10)
     counter.desk.settle(ELAPSED_NS)
-    assert (counter.desk.account.settled, counter.desk.refused_window) == (1, 1)
+    assert (counter.account.settled, counter.desk.refused_window) == (1, 1)
+
+
+def test_a_window_missed_for_want_of_a_token_is_no_forgery() -> None:
+    counter = Counter()
+    counter.mint(10_000_000)
+    for window in range(3):
+        counter.report(window, 1)
+    counter.report(3, 0, outcome=Outcome.MISSED)
+    counter.desk.settle(ELAPSED_NS)
+    assert counter.refused == (0, 0, 0)
+    assert counter.account.settled == 3
+
+
+def test_a_window_that_was_entered_before_it_was_booked_is_settled_once_it_is() -> None:
+    counter = Counter()
+    counter.mint(10_000_000)
+    counter.report(3, 700)
+    counter.desk.settle(ELAPSED_NS)
+    assert counter.account.settled == 0
+    counter.mint(20_000_000, now_ns=15_000_000)
+    counter.desk.settle(ELAPSED_NS)
+    assert (counter.account.settled, counter.account.used_ns) == (1, 700)
+    assert counter.refused == (0, 0, 0)
+
+
+def test_a_lease_expires_when_newer_windows_have_begun_and_its_late_report_is_debt() -> None:
+    counter = Counter(newest=6)
+    counter.mint(30_000_000)
+    counter.desk.enforce(0, 0)
+    assert counter.account.settled_through == 2
+    counter.report(1, 600)
+    counter.desk.settle(ELAPSED_NS)
+    assert (counter.account.used_ns, counter.account.balance_ns) == (600, -600)
+    assert counter.refused == (0, 0, 0)
 
 
 @pytest.mark.parametrize("head", [-5, 2**62, shm.WINDOW_SLOTS + 1])
@@ -132,22 +236,130 @@ def test_a_head_out_of_range_costs_one_refusal(head: int) -> None:
 
 
 def test_more_reports_than_a_round_takes_are_counted_as_lost() -> None:
-    counter = Counter(replace(PLAN, period=(1000, 1)))
-    counter.desk.mint_through(0, 1_000_000, 0)
+    counter = Counter(replace(PLAN, period=(100_000, 1)), newest=600)
+    for end_ns in range(1_000_000, 61_000_000, 1_000_000):
+        counter.mint(end_ns)
     for window in range(600):
         counter.report(window, 1)
     counter.desk.settle(ELAPSED_NS)
-    assert counter.desk.records_lost + counter.desk.account.settled == 600
+    assert counter.desk.records_lost + counter.account.settled == 600
 
 
-def test_counters_are_exported_under_their_declared_names() -> None:
+def test_counters_are_in_the_order_of_their_declaration() -> None:
     counter = Counter()
-    counter.desk.mint_through(0, 20_000_000, 0)
-    counter.report(0, 400)
+    counter.mint(20_000_000)
+    counter.report(0, 1400)
     counter.desk.settle(ELAPSED_NS)
-    counter.desk.export()
-    at = shm.COUNTERS_AT + PLAN.index * shm.COUNTER_WORDS
-    exported = dict(zip(shm.COUNTERS.fields, counter.tokens[at : at + shm.COUNTERS.words], strict=True))
-    assert exported["minted"] == counter.desk.account.minted == 6
-    assert exported["used_ns"] == 400
-    assert exported["refused_value"] == 0
+    counters = counter.desk.counters()
+    assert len(counters) == shm.COUNTERS.words
+    exported = dict(zip(shm.COUNTERS.fields, counters, strict=True))
+    assert exported["minted"] == counter.account.minted == 6
+    assert (exported["used_ns"], exported["overrun_ns"], exported["balance_ns"]) == (1400, 400, -400)
+    assert exported["credit_ns"] == 1000
+    assert exported["behind"] == 49
+    assert exported["held"] == 0
+
+
+# ── enforcing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Kernel:
+    """What a warden would read and do."""
+
+    def __init__(self) -> None:
+        self.used_ns = 5_000_000
+        self.acts: list[Standing] = []
+
+    def usage_ns(self) -> int:
+        return self.used_ns
+
+    def apply(self, before: Standing, after: Standing) -> None:
+        if before != after:
+            self.acts.append(after)
+
+
+class Policed(Counter):
+    """A dimension with 1000 ns for each window and a grace of 500; window 0 has been entered and reported."""
+
+    def __init__(self) -> None:
+        super().__init__(replace(PLAN, grace_ns=500, period=(1_000_000, 1), phase=(0, 1)), newest=0)
+        self.kernel = Kernel()
+        self.desk.watch_by(cast(Warden, self.kernel))
+        self.window = 0
+        self.next(used_ns=0, reported_ns=0)
+
+    def next(self, used_ns: int, reported_ns: int | None) -> None:
+        """The running window ends, the next begins; then the orchestrator looks."""
+        self.mint((self.window + 2) * 1_000_000)
+        self.kernel.used_ns += used_ns
+        if reported_ns is not None:
+            self.report(self.window, reported_ns)
+        self.window += 1
+        self.publish(self.window)
+        self.desk.settle(ELAPSED_NS)
+        self.mint((self.window + 2) * 1_000_000)
+        self.desk.enforce((self.window + 2) * 1_000_000, 0)
+
+
+def test_who_stays_within_its_credit_is_left_alone() -> None:
+    policed = Policed()
+    for _ in range(50):
+        policed.next(used_ns=1000, reported_ns=1000)
+    assert policed.kernel.acts == []
+
+
+def test_an_overrun_within_the_grace_is_only_debt() -> None:
+    policed = Policed()
+    policed.next(used_ns=1400, reported_ns=1400)
+    assert policed.account.balance_ns == -400
+    assert policed.kernel.acts == []
+
+
+@pytest.mark.parametrize("reported_ns", [None, 0, 900])
+def test_who_goes_on_without_credit_is_held_whatever_it_reports(reported_ns: int | None) -> None:
+    policed = Policed()
+    for _ in range(2):
+        policed.next(used_ns=1_000_000, reported_ns=reported_ns)
+    assert policed.kernel.acts == [Standing.DEMOTED]
+    assert policed.desk.custody.offences == 1
+    assert policed.desk.unreported_ns > 0
+
+
+def test_it_is_set_free_when_its_debt_is_paid_and_it_has_come_to_rest() -> None:
+    policed = Policed()
+    policed.next(used_ns=10_000, reported_ns=None)
+    assert policed.kernel.acts == [Standing.DEMOTED]
+    rounds = 0
+    while policed.desk.custody.standing:
+        policed.next(used_ns=0, reported_ns=None)
+        rounds += 1
+        assert rounds < 20
+    assert policed.kernel.acts == [Standing.DEMOTED, Standing.FREE]
+    assert rounds >= 8
+
+
+def test_it_is_not_set_free_while_it_still_spins() -> None:
+    policed = Policed()
+    for _ in range(300):
+        frozen = policed.desk.custody.standing == Standing.FROZEN
+        policed.next(used_ns=0 if frozen else 500_000, reported_ns=None)
+    assert Standing.FREE not in policed.kernel.acts
+    assert policed.kernel.acts.count(Standing.FROZEN) > 1
+
+
+def test_use_that_is_reported_in_the_end_is_charged_once() -> None:
+    policed = Policed()
+    policed.next(used_ns=3_000, reported_ns=None)
+    policed.next(used_ns=0, reported_ns=3_000)
+    policed.next(used_ns=0, reported_ns=0)
+    account = policed.account
+    assert account.used_ns == 3_000
+    assert account.balance_ns + account.expired_ns + account.used_ns == account.own_ns - account.started_ns(1 << 30)
+
+
+def test_a_gap_in_its_reports_alone_is_no_reason_to_hold_it() -> None:
+    policed = Policed()
+    for _ in range(20):
+        policed.next(used_ns=0, reported_ns=None)
+    assert policed.kernel.acts == []
+    assert policed.account.expired > 10

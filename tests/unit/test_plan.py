@@ -148,7 +148,7 @@ def test_edges_closer_than_the_floor_are_refused_although_each_window_is_longer(
 def test_every_window_is_an_edge_where_the_pattern_never_repeats() -> None:
     rhythm = [Cadence(Fraction(1_618_033_989)), Cadence(Fraction(2_718_281_829)), Cadence(Fraction(1_000_000_000))]
     per_ns = sum(1 / cadence.period for cadence in rhythm) + Fraction(1, 500_000_000)
-    assert plan.mean_spacing(rhythm, 500_000_000) == 1 / per_ns
+    assert plan.mean_spacing(rhythm, 500_000_000, 1) == 1 / per_ns
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 11)), min_size=1, max_size=6), st.integers(1, 12))
@@ -156,7 +156,9 @@ def test_mean_spacing_counts_each_edge_of_a_hyperperiod_once(cadences: list[tupl
     rhythm = [Cadence(Fraction(period), Fraction(phase % period)) for period, phase in cadences]
     span = 27_720  # a multiple of every period up to 12
     edges = {start for c in rhythm for start in range(int(c.phase), span, int(c.period))}
-    assert plan.mean_spacing(rhythm, base_window) == span / (len(edges) + Fraction(span, base_window))
+    for rounds in (1, 3):
+        expected = span / (len(edges) + Fraction(span * rounds, base_window))
+        assert plan.mean_spacing(rhythm, base_window, rounds) == expected
 
 
 def test_without_a_known_floor_nothing_is_too_fast() -> None:

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcg.quantities import (
+    AMPLITUDE_MAX,
+    AMPLITUDE_MIN,
     format_duration,
     format_ratio,
     format_size,
+    parse_amplitude,
     parse_duration,
     parse_ratio,
     parse_size,
@@ -95,6 +98,23 @@ def test_ratio_reads_as_people_write_it() -> None:
 def test_other_ratios_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^expected a ratio"):
         parse_ratio(value)
+
+
+@given(st.floats(AMPLITUDE_MIN, AMPLITUDE_MAX) | st.integers(1, AMPLITUDE_MAX))
+def test_an_amplitude_is_the_number_itself(value: float) -> None:
+    assert parse_amplitude(value) == parse_amplitude(Decimal(value)) == value
+
+
+@pytest.mark.parametrize("value", [0, -1, True, None, "2", float("nan"), float("inf"), Decimal("nan"), Decimal("-inf")])
+def test_other_amplitudes_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^expected a number above 0$"):
+        parse_amplitude(value)
+
+
+@pytest.mark.parametrize("value", [1e-7, 1_000_001, 10**400, Decimal("1e300")])
+def test_an_amplitude_out_of_range_is_refused_with_the_range(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^expected a number from 0\.000001 to 1000000$"):
+        parse_amplitude(value)
 
 
 def test_shown_durations_have_four_digits() -> None:

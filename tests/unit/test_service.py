@@ -81,6 +81,29 @@ def test_the_end_of_a_side_that_left_messages_unread_is_no_message_either(pair: 
     assert service.receive(theirs) == (None, [])
 
 
+def test_the_last_words_of_a_side_that_left_messages_unread_are_not_lost(pair: Pair) -> None:
+    ours, theirs = pair
+    service.send(theirs, {"never": "read"})
+    service.send(ours, {"last": True})
+    ours.close()
+    assert service.receive(theirs) == ({"last": True}, [])
+    assert service.receive(theirs) == (None, [])
+
+
+def test_a_change_of_credits_is_complete_before_it_is_announced() -> None:
+    control = service.Control(epoch=3)
+    try:
+        page = shm.attach(control.fd)
+        control.write_credits([100, 200], [1.0, 2.5])
+        assert page[shm.CREDITS_AT : shm.CREDITS_AT + 2].tolist() == [100, 200]
+        assert page[shm.AMPLITUDES_AT : shm.AMPLITUDES_AT + 2].tolist() == [1_000_000, 2_500_000]
+        assert page[shm.CONTROL.at("tuning")] == 0
+        control.announce_credits()
+        assert page[shm.CONTROL.at("tuning")] == 1
+    finally:
+        os.close(control.fd)
+
+
 def test_a_change_of_phase_is_seen_by_who_waits_for_it() -> None:
     control = service.Control(epoch=3)
     try:

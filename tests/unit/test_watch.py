@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vcg import shm
 from vcg.shm import Cause, Outcome
-from vcg.watch import Tally
+from vcg.watch import Tally, changes
 
 PLANNED_NS = 10**12
 LATENESS = st.integers(min_value=0, max_value=10**10)
@@ -102,3 +102,19 @@ def test_the_summary_names_every_outcome_and_every_cause_of_a_miss() -> None:
         "missed_late": 0,
         "missed_no_token": 0,
     }
+
+
+@given(st.lists(st.lists(st.sampled_from(Outcome), max_size=10), max_size=5))
+def test_a_sum_of_tallies_is_the_tally_of_all_their_windows(parts: list[list[Outcome]]) -> None:
+    records = [[record(outcome, lateness_ns=100 * k) for k, outcome in enumerate(part)] for part in parts]
+    whole = tally_of(*(one for part in records for one in part))
+    assert vars(Tally.of(tally_of(*part) for part in records)) == vars(whole)
+
+
+def test_changes_of_amplitudes_are_told_with_their_times() -> None:
+    retuned = [
+        {"at_ns": 500, "name": "d9", "amplitude": 3},
+        {"at_ns": 2_000_001_000, "name": "d1", "amplitude": 2.5},
+        {"at_ns": 2_000_001_000, "name": "d2", "amplitude": 2.5},
+    ]
+    assert changes(retuned, 1000) == "amplitude of d9 to 3 before the start; amplitude of d1, d2 to 2.5 after 2s"

@@ -13,6 +13,12 @@ Traps:
 - v2: only controllers that the group we were started in already hands down (its ``cgroup.subtree_control``) are used;
   to enable one there would be to reconfigure the host. Without any, v2 is used for membership only, and a dimension's
   CPUs are kept by its affinity instead of a cpuset.
+- v2 ``cpu.stat`` lags behind a task that is running on another CPU, by up to a tick of the kernel (4 ms at 250 Hz); so
+  does the CPU clock of its process. Exact is what has been switched from: a task that was preempted, or is frozen.
+- A frozen v2 group obeys SIGKILL, a frozen v1 group does not.
+- v1 blkio limits what a task itself sends to a device: reads, direct and synchronous writes, an fsync. What the kernel
+  writes back later for it is nobody's there, and not limited; v2 attributes that, too.
+- A task that waits for throttled I/O obeys SIGKILL when that is done, so :func:`kill` lifts the limits first.
 """
 
 from __future__ import annotations
@@ -22,19 +28,29 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 from vcg.linux import mount
 
-CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
+CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
+_NAME_OF = {"blkio": "io"}
+"""Controllers that v1 calls otherwise."""
+IO_LIMITS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
+"""Limits of a group's I/O to one device, in bytes or operations a second, as v1's files and as v2's keys name them."""
+BANDWIDTH_MIN_US = 1_000
+BANDWIDTH_PERIOD_MAX_US = 1_000_000
+"""What the kernel takes as a quota (at least) and as its period (kernel/sched/core.c, tg_set_cfs_bandwidth)."""
 _RETRY_S = 0.002
 
 
 @dataclass(frozen=True)
 class Hierarchies:
-    """Where this process is, and which hierarchy offers which controller.
+    """Where a process is, and which hierarchy offers which controller.
 
     Attributes:
         unified: its directory in the v2 tree, None if none is mounted.
@@ -53,22 +69,22 @@ class Hierarchies:
         return "v1" if controller in self.v1 else None
 
 
-def observe() -> Hierarchies:
-    """Read ``/proc/self/cgroup`` and the mount table. Changes nothing."""
+def observe(pid: int | str = "self") -> Hierarchies:
+    """Read ``/proc/PID/cgroup`` and the mount table. Changes nothing."""
     mounts_v1: dict[str, tuple[Path, str]] = {}
     mount_v2: tuple[Path, str] | None = None
     for one in mount.mounts():
         if one.fstype == "cgroup2" and mount_v2 is None:
             mount_v2 = one.point, one.root
         elif one.fstype == "cgroup":
-            for controller in set(one.options) & set(CONTROLLERS):
+            for controller in {_NAME_OF.get(option, option) for option in one.options} & set(CONTROLLERS):
                 mounts_v1.setdefault(controller, (one.point, one.root))
     unified, v1 = None, {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers and mount_v2:
             unified = _below(*mount_v2, path)
-        for controller in controllers.split(","):
+        for controller in (_NAME_OF.get(name, name) for name in controllers.split(",")):
             if controller in mounts_v1:
                 v1[controller] = _below(*mounts_v1[controller], path)
     v2 = frozenset[str]()
@@ -89,6 +105,34 @@ def _write(path: Path, value: object) -> None:
         path.write_text(str(value))
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"{path} <- {value}") from None
+
+
+class Bandwidth(NamedTuple):
+    """So much CPU time in each period, for the SCHED_OTHER tasks of a group together (sched-bwc.rst)."""
+
+    period_us: int
+    quota_us: int
+
+
+def bandwidth(window_ns: Fraction, most_ns: Fraction, cpus: int) -> Bandwidth | None:
+    """The limit that holds a group to a share of its CPUs, over its window or the fewest whole windows that will do.
+
+    Args:
+        window_ns: length of a window.
+        most_ns: CPU time that the group may use in one.
+        cpus: how many it may use.
+
+    Returns:
+        None if no period that the kernel takes has room for a quota that it takes.
+    """
+    if most_ns <= 0:
+        return None
+    least_ns = Fraction(BANDWIDTH_MIN_US * 1000)
+    windows = ceil(max(Fraction(1), least_ns / window_ns, least_ns / most_ns))
+    period_us = int(windows * window_ns / 1000)
+    if period_us > BANDWIDTH_PERIOD_MAX_US:
+        return None
+    return Bandwidth(period_us, min(int(windows * most_ns / 1000), cpus * period_us))
 
 
 class Group:
@@ -116,6 +160,15 @@ class Group:
     def directories(self) -> list[Path]:
         """Every directory of this group; known before :meth:`create`, so that they can be journalled first."""
         return list(self._directories.values())
+
+    @property
+    def unified(self) -> Path | None:
+        """Its directory in the v2 tree, which every process of it is in; None if no v2 tree is mounted."""
+        return self._directories.get("v2")
+
+    def directory(self, controller: str) -> Path | None:
+        """Where this group's files of a controller are; None if this host, or this group, has none."""
+        return self.unified if controller in self.hierarchies.v2 else self._directories.get(controller)
 
     def create(self) -> None:
         """Make the directories.
@@ -159,6 +212,50 @@ class Group:
         if weight is not None:
             shares, v2_weight = max(2, round(1024 * weight)), min(max(1, round(100 * weight)), 10000)
             self._set("cpu", "cpu.shares", "cpu.weight", shares if "cpu" in self._directories else v2_weight)
+
+    def limit_bandwidth(self, limit: Bandwidth | None) -> None:
+        """Cap the CPU time of the group's SCHED_OTHER tasks; None lifts the cap.
+
+        The kernel's periods begin when they like, so one of them may hold the late half of one window's use and the
+        early half of the next one's. Therefore what was left of a period's quota is let accumulate, up to one quota
+        more: the long run is capped, and nobody who keeps to it is throttled.
+
+        Under v1 no group may have more than one above it. Where that is so, the limit above is the tighter one, and
+        this group is left without one of its own.
+        """
+        period_us, quota_us = limit or (100_000, -1)
+        burst_us = max(quota_us, 0)  # not above the quota: lowered before it, and raised after it
+        if (directory := self._directories.get("cpu")) is not None:
+            _write(directory / "cpu.cfs_burst_us", 0)
+            _write(directory / "cpu.cfs_period_us", period_us)
+            try:
+                _write(directory / "cpu.cfs_quota_us", quota_us)
+            except OSError as error:
+                if error.errno != errno.EINVAL or limit is None:
+                    raise
+                self.limit_bandwidth(None)
+            else:
+                _write(directory / "cpu.cfs_burst_us", burst_us)
+        elif "cpu" in self.hierarchies.v2:
+            directory = self._directories["v2"]
+            _write(directory / "cpu.max.burst", 0)
+            _write(directory / "cpu.max", f"{quota_us if limit else 'max'} {period_us}")
+            _write(directory / "cpu.max.burst", burst_us)
+
+    def limit_io(self, device: tuple[int, int], limits: Mapping[str, int]) -> None:
+        """Limit the group's I/O to one block device; without the controller on this host it is left out.
+
+        Args:
+            device: its major and minor number.
+            limits: of :data:`IO_LIMITS`, those that are wanted.
+        """
+        number = "{}:{}".format(*device)
+        if (directory := self._directories.get("io")) is not None:
+            for name, value in limits.items():
+                _write(directory / f"blkio.throttle.{name}_device", f"{number} {value}")
+        elif "io" in self.hierarchies.v2:
+            keys = " ".join(f"{IO_LIMITS[name]}={value}" for name, value in limits.items())
+            _write(self._directories["v2"] / "io.max", f"{number} {keys}")
 
     def _set(self, controller: str, v1_file: str, v2_file: str, value: object) -> None:
         if controller in self._directories:
@@ -209,6 +306,8 @@ def kill(directories: Iterable[Path], deadline_ns: int) -> set[int]:
         Pids still there at the deadline.
     """
     directories = [path for path in directories if path.exists()]
+    for path in directories:
+        _lift_io_limits(path)
     while True:
         alive: set[int] = set()
         for path in directories:
@@ -225,6 +324,16 @@ def kill(directories: Iterable[Path], deadline_ns: int) -> set[int]:
         if not alive or time.monotonic_ns() >= deadline_ns:
             return alive
         time.sleep(_RETRY_S)
+
+
+def _lift_io_limits(directory: Path) -> None:
+    """Let throttled I/O of a group, and of those below it, go on at once."""
+    for name, unlimited in [*((f"blkio.throttle.{name}_device", "0") for name in IO_LIMITS), ("io.max", "max")]:
+        for file in directory.rglob(name) if (directory / name).exists() else ():
+            for line in file.read_text().splitlines():
+                device, *keys = line.split()
+                values = " ".join(f"{key.partition('=')[0]}={unlimited}" for key in keys) if "=" in line else unlimited
+                _write(file, f"{device} {values}")
 
 
 def remove(directories: Iterable[Path], deadline_ns: int) -> list[Path]:
@@ -258,3 +367,45 @@ def _deepest_first(path: Path) -> Iterator[Path]:
     for directory, _, _ in os.walk(path, topdown=False):
         if directory != str(path):
             yield Path(directory)
+
+
+class Freezer:
+    """The switch and the accounts of one v2 group, its files kept open (cgroup-v2.rst: cgroup.freeze, cpu.stat).
+
+    A frozen task has left the CPU and gets no other until it is thawed or killed. The switch itself returns at once: a
+    task in the middle of a system call freezes at its end.
+
+    Args:
+        directory: of the group.
+
+    Raises:
+        OSError: there is no such group; ENOENT also before Linux 5.2.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._switch = os.open(directory / "cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC)
+        self._events = os.open(directory / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        self._account = os.open(directory / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        for fd in (self._switch, self._events, self._account):
+            os.close(fd)
+
+    def freeze(self) -> None:
+        os.write(self._switch, b"1")
+
+    def thaw(self) -> None:
+        os.write(self._switch, b"0")
+
+    def is_frozen(self) -> bool:
+        """Whether everything in the group has come to rest."""
+        return b"frozen 1" in os.pread(self._events, 128, 0)
+
+    def is_populated(self) -> bool:
+        """Whether any process is left in the group."""
+        return b"populated 1" in os.pread(self._events, 128, 0)
+
+    def usage_ns(self) -> int:
+        """CPU time of all that is or was in the group, to a microsecond; see the trap of lagging above."""
+        told = os.pread(self._account, 64, 0)
+        return int(told[11 : told.index(b"\n")]) * 1000  # usage_usec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from pathlib import Path
 
 from vcg.linux.libc import check, libc, syscall
 
@@ -20,9 +21,15 @@ def lock_all(*, future: bool = True) -> None:
 
     Args:
         future: pages mapped later too. Trap: a process that then gives up CAP_IPC_LOCK can no longer allocate beyond
-            RLIMIT_MEMLOCK, so a dimension locks only what it has.
+            RLIMIT_MEMLOCK, so a dimension locks only what it has. Even so a locked stack could not grow any more: the
+            first deep call would be the end of the process. So then the stack is left out; that needs ``/proc``.
     """
     check(libc.mlockall(_MCL_CURRENT | (_MCL_FUTURE if future else 0)), "mlockall")
+    if not future:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith("[stack]"):
+                first, end = (int(address, 16) for address in line.split(" ", 1)[0].split("-"))
+                check(libc.munlock(ctypes.c_void_p(first), ctypes.c_size_t(end - first)), "munlock of the stack")
 
 
 def bind_to_node(node: int) -> None:

@@ -15,6 +15,8 @@ _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_SYS_CAPSET = 126
+_CAPABILITY_VERSION_3 = 0x20080522
 _SYS_CLOSE_RANGE = 436
 _LAST_FD = 2**32 - 1
 
@@ -65,6 +67,16 @@ def drop_bounding_set() -> None:
     while libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) != -1:
         _prctl(_PR_CAPBSET_DROP, capability, f"capability {capability}")
         capability += 1
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def drop_capabilities() -> None:
+    """Leave the calling thread without any capability: effective, permitted, inheritable (and so ambient)."""
+    header, none = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    syscall(_SYS_CAPSET, ctypes.addressof(header), ctypes.addressof(none), name="capset")
 
 
 def close_from(first: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-POLICIES = {"fifo": os.SCHED_FIFO, "other": os.SCHED_OTHER}
+POLICIES = {"fifo": os.SCHED_FIFO, "other": os.SCHED_OTHER, "idle": os.SCHED_IDLE}
 
 
 def set_policy(policy: str, priority: int, *, reset_on_fork: bool = False) -> None:
@@ -22,6 +22,15 @@ def set_policy(policy: str, priority: int, *, reset_on_fork: bool = False) -> No
         os.sched_setscheduler(0, POLICIES[policy] | flag, os.sched_param(priority))
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (see cpu.rt_runtime_us)", f"{policy} {priority}") from None
+
+
+def reschedule(thread: int, policy: str, priority: int) -> None:
+    """Give another thread a scheduling class; what it forks from now on inherits it.
+
+    Raises:
+        ProcessLookupError: it has ended.
+    """
+    os.sched_setscheduler(thread, POLICIES[policy], os.sched_param(priority))
 
 
 def set_fifo(priority: int) -> None:

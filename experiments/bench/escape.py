@@ -1,0 +1,460 @@
+"""``vcg bench escape``: every attack from inside all dimensions of the default testbed at once, and its controls.
+
+The attacks are those of ``experiments.bench.attacks``. For each there is
+
+* its outcome in nine real dimensions, which try it at the same time;
+* its **positive control**: a process that is confined by the same steps in the same order, but for the defences that
+  are said to stop the attack. There it must succeed, or it proves nothing;
+* for each of those defences the same with that one switched on: it must stop the attack alone.
+
+No testbed can switch a defence off: a control takes the list of steps from ``vcg.linux.sandbox`` and leaves some out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.bench import native, runtime
+from experiments.bench.attacks import ATTACKS, BAIT, OUTCOMES, TRAPS, Attack, Bait, Outcome, Trap, attempt, socket_of
+from experiments.bench.figures import Benchmark, Figure, Progress, Tally, figure
+from vcg import shm
+from vcg.errors import RunError
+from vcg.linux import cgroup, futex, loop, mount, openat2, prctl, sandbox, sched, seccomp
+from vcg.linux.libc import check, libc, syscall
+from vcg.plan import UID_FIRST, Plan
+from vcg.run import Run
+
+ATTACKER, VICTIM = UID_FIRST + 60, UID_FIRST + 61
+DEFENCES: dict[str, frozenset[str]] = {
+    "pivot": frozenset({"pivot"}),
+    "chroot": frozenset({"chroot"}),
+    "enclosure": frozenset({"entry", "pivot", "chroot", "directory"}),
+    "directory": frozenset({"entry", "pivot", "directory"}),
+    "flags": frozenset({"flags"}),
+    "session": frozenset({"session"}),
+    "limits": frozenset({"limits"}),
+    "unprivileged": frozenset({"bounding", "groups", "uid", "capabilities"}),
+    "no_new_privs": frozenset({"no_new_privs", "landlock", "seccomp"}),
+    "landlock": frozenset({"landlock"}),
+    "descriptors": frozenset({"descriptors"}),
+    "seccomp": frozenset({"seccomp"}),
+    "own uid": frozenset(),
+    "dumpable": frozenset(),
+    "cpuset": frozenset(),
+    "write seal": frozenset(),
+    "size seal": frozenset(),
+}
+"""Each defence, and the steps of confinement without which it is gone; one without steps lies in what is around it."""
+OVERRIDES: dict[str, Any] = {
+    "dimensions.*.workload": "experiments.bench.attacks:run",
+    "dimensions.*.args": {},
+    "dimensions.*.scheduling": "other",
+    "dimensions.*.enforce": "none",
+    "dimensions.*.devices": ["/dev/null"],
+}
+"""What makes of any testbed one whose dimensions attack."""
+_HOSTILE_S = 90
+_CONTROL_S = 30
+_TRAP_S = 2
+_PR_SET_DUMPABLE = 4
+_POLL_S = 0.05
+_MOST_BYTES = 1 << 20
+_SECRET = "held outside, to be read by nobody inside"
+
+
+# ── what there is outside ────────────────────────────────────────────────────────────────────────────────────────────
+class Outside:
+    """Something to be reached for every attack; a context manager, which leaves nothing behind.
+
+    Args:
+        place: a directory that everybody may enter.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.tools = place / "tools"
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Outside:
+        with contextlib.ExitStack() as stack:
+            self._arrange(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _arrange(self, stack: contextlib.ExitStack) -> None:
+        self.tools.mkdir()
+        for name in ("raiser", "i386"):
+            native.build(name, self.tools, "-static")
+        (self.tools / "raiser").chmod(0o4755)
+        (self.place / "secret").write_text(_SECRET)
+        (self.place / "secret").chmod(0o644)
+        name = f"vcg-escape-{os.getpid()}"
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        abstract.bind(f"\0{name}")
+        tcp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        tcp.bind(("127.0.0.1", 0))
+        for listener in (abstract, tcp):
+            listener.listen(256)
+        segment = syscall(29, 0, 4096, 0o1666, name="shmget")
+        stack.callback(syscall, 31, segment, 0, 0, name="shmctl")
+        address = syscall(30, segment, 0, 0, name="shmat")
+        ctypes.memmove(address, _SECRET.encode(), len(_SECRET))
+        syscall(67, address, name="shmdt")
+        queue = syscall(68, 0, 0o1666, name="msgget")
+        stack.callback(syscall, 71, queue, 0, 0, name="msgctl")
+        mailbox = ctypes.create_string_buffer(name.encode())
+        before = os.umask(0)
+        try:
+            os.close(syscall(240, ctypes.addressof(mailbox), os.O_RDWR | os.O_CREAT, 0o666, 0, name="mq_open"))
+        finally:
+            os.umask(before)
+        stack.callback(lambda: syscall(241, ctypes.addressof(mailbox), name="mq_unlink"))
+        image = self.place / "disk"
+        image.write_bytes(_SECRET.encode().ljust(1 << 20, b"\0"))
+        disk = loop.attach(image)
+        stack.callback(os.close, disk.fd)
+        root = Path("/").stat()
+        self.bait = Bait(
+            root=(root.st_dev, root.st_ino),
+            secret=_SECRET,
+            secret_path=str(self.place / "secret"),
+            victims=(os.getpid(),),
+            sockets=(name,),
+            passing="/data/passing",
+            port=tcp.getsockname()[1],
+            segment=segment,
+            queue=queue,
+            mailbox=name,
+            disk=disk.device,
+            raiser=str(self.tools / "raiser"),
+            old_abi=str(self.tools / "i386"),
+            device="/dev/null",
+        )
+
+
+def _pass_directory(listener: socket.socket) -> None:
+    """Hand the host's root directory to everyone who comes, until the socket is closed."""
+    directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                socket.send_fds(connection, [b"x"], [directory])
+    except OSError:  # closed
+        return
+    finally:
+        os.close(directory)
+
+
+# ── controls ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Control:
+    """An attack without the defences that stop it, and with each of them alone."""
+
+    without: Outcome
+    alone: dict[str, Outcome]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the attack works, and each of its defences does, too."""
+        return self.without.verdict == "escaped" and all(one.verdict == "refused" for one in self.alone.values())
+
+
+def control(attack: Attack, outside: Outside) -> Control:
+    """Try an attack against all of the confinement but what stops it, then against each of that alone."""
+    without = _controlled(attack, frozenset(attack.stopped_by), outside)
+    alone = {one: _controlled(attack, frozenset(attack.stopped_by) - {one}, outside) for one in attack.stopped_by}
+    return Control(without, alone)
+
+
+def _controlled(attack: Attack, off: frozenset[str], outside: Outside) -> Outcome:
+    filter_ = seccomp.compile_policy(1)
+    root = outside.place / "root"
+    root.mkdir(exist_ok=True)
+    controllers = ("cpuset",) if attack.needs == "two CPUs" else ()
+    group = cgroup.Group(cgroup.observe(), f"vcg-escape-{os.getpid()}", controllers)
+    group.create()
+    try:
+        first = min(os.sched_getaffinity(0))
+        if attack.needs == "two CPUs" and "cpuset" not in off:
+            group.limit(cpus=[first])
+
+        def act() -> Outcome:
+            group.enter()
+            sched.pin([first])
+            return _confine_and_attempt(attack, off, outside.bait, root, filter_)
+
+        return _in_child(partial(_in_terminal, act) if attack.needs == "terminal" else act)
+    finally:
+        deadline_ns = time.monotonic_ns() + 2_000_000_000
+        cgroup.kill(group.directories, deadline_ns)
+        cgroup.remove(group.directories, deadline_ns)
+        root.rmdir()
+
+
+def _in_child(act: Callable[[], Outcome], *, patience_s: float = _CONTROL_S) -> Outcome:
+    """What comes of an act in a child, which tells it over descriptor 1: the others are closed."""
+    told, tell = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(tell, 1)
+            prctl.die_with_parent(parent)
+            try:
+                outcome = act()
+            except BaseException as error:
+                outcome = Outcome("broken", f"{type(error).__name__}: {error}"[:1000])
+            os.write(1, json.dumps(asdict(outcome)).encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    try:
+        is_over = bool(select.select([told], [], [], patience_s)[0])
+        said = os.read(told, 1 << 16) if is_over else b""
+    finally:
+        os.close(told)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if not is_over:
+        return Outcome("stuck", f"no end in {patience_s:g} s")
+    return Outcome(**json.loads(said)) if said else Outcome("broken", "it ended without a word")
+
+
+def _in_terminal(act: Callable[[], Outcome]) -> Outcome:
+    """Act as a child in the session of a terminal, which is its standard input."""
+    os.setsid()
+    _, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    os.dup2(terminal, 0)
+    return _in_child(act)
+
+
+def _confine_and_attempt(attack: Attack, off: frozenset[str], bait: Bait, root: Path, filter_: bytes) -> Outcome:
+    mount.enter_private_namespace()
+    flags = 0 if "flags" in off else mount.MS_NODEV | mount.MS_NOSUID
+    mount.mount("tmpfs", root, "tmpfs", flags, "size=16m,mode=755")
+    for name in ("data", "tmp"):
+        (root / name).mkdir()
+        (root / name).chmod(0o777)
+    for tool in (bait.raiser, bait.old_abi):
+        shutil.copy(tool, root)
+    (root / "raiser").chmod(0o4755)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(root / "data" / "passing"))
+        (root / "data" / "passing").chmod(0o777)
+        listener.listen()
+        _bystander(partial(_pass_directory, listener))
+    victim = _bystander(signal.pause, uid=VICTIM, is_dumpable="dumpable" in off)
+    region = os.memfd_create("vcg-region", os.MFD_ALLOW_SEALING)
+    os.ftruncate(region, shm.PAGE)
+    if "size seal" not in off:
+        os.close(region)
+        region = shm.allocate("vcg-region", shm.PAGE)
+    if "write seal" not in off:
+        shm.seal(region)
+    words = shm.attach(region, inherited=True)
+    if attack.needs != "region":
+        os.close(region)
+    for kind, how in (("directory", os.O_RDONLY), ("o_path", os.O_PATH)):
+        if attack.needs == kind:
+            os.open("/", how | os.O_DIRECTORY)
+    uid = VICTIM if "own uid" in off else ATTACKER
+    left_out = frozenset[str]().union(*(DEFENCES[one] for one in off))
+    steps = sandbox.enclosure(root, [bait.device]) + sandbox.surrendering(uid, os.getppid(), filter_)
+    for name, step in steps:
+        if name == "chroot" and "directory" in off:
+            os.chroot(root)
+        elif name not in left_out:
+            step()
+    found = replace(
+        bait,
+        victims=(victim, *bait.victims),
+        raiser="/raiser",
+        old_abi="/i386",
+        regions=(futex.address_of(words, 0),),
+    )
+    return attempt(attack, found)
+
+
+def _bystander(act: Callable[[], object], *, uid: int = 0, is_dumpable: bool = True) -> int:
+    """A process that is not confined; it ends with this one."""
+    parent = os.getpid()
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            check(libc.prctl(_PR_SET_DUMPABLE, int(is_dumpable), 0, 0, 0), "dumpable")
+            prctl.die_with_parent(parent)
+            os.write(tell, b"x")
+            act()
+        finally:
+            os._exit(0)
+    os.read(told, 1)
+    os.close(told)
+    os.close(tell)
+    return pid
+
+
+# ── from inside all dimensions at once ───────────────────────────────────────────────────────────────────────────────
+def assault(plan: Plan, outside: Outside) -> tuple[dict[str, dict[str, Outcome]], dict[str, Control]]:
+    """Run a testbed whose dimensions all attack at once (see :data:`OVERRIDES`).
+
+    Returns:
+        For each attack and trap the outcome in every dimension; for each trap what a plain open makes of it.
+
+    Raises:
+        RunError: the run did not stay up, or its dimensions did not come to an end with their attacks.
+    """
+    with Run(plan) as run, contextlib.ExitStack() as stack:
+        supervisor = run.service_pids["supervisor"]
+        roots = {d.name: Path(f"/proc/{supervisor}/root{plan.mount_root}", d.name) for d in plan.dimensions}
+        siblings = tuple(socket_of(name) for name in roots)
+        victims = (*run.dimension_pids.values(), *outside.bait.victims)
+        bait = replace(outside.bait, victims=victims, sockets=(*outside.bait.sockets, *siblings))
+        directories = {}
+        for d in plan.dimensions:
+            directory = directories[d.name] = os.open(roots[d.name], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, directory)
+            stack.enter_context(_furnished(directory, bait, d.uid))
+        run.start()
+        left = _await_outcomes(run, directories)
+        outcomes = {attack.name: {name: found[attack.name] for name, found in left.items()} for attack in ATTACKS}
+        controls = {}
+        for trap in TRAPS:
+            path = trap.path.format(secret=bait.secret_path.lstrip("/"))
+            outcomes[trap.name] = {name: _guarded(trap, directory, path) for name, directory in directories.items()}
+            first = plan.dimensions[0].name
+            without = _in_child(partial(_unguarded, roots[first] / path), patience_s=_TRAP_S)
+            if without.verdict == "stuck":
+                without = Outcome("escaped", "the host waits for ever")
+            controls[trap.name] = Control(without, {"openat2": outcomes[trap.name][first]})
+    return outcomes, controls
+
+
+@contextmanager
+def _furnished(directory: int, bait: Bait, uid: int) -> Iterator[None]:
+    """Give a dimension its bait, and somebody who passes a directory in."""
+    data = openat2.open_beneath(directory, "data", os.O_PATH | os.O_DIRECTORY)
+    inside = Path(f"/proc/self/fd/{data}")
+    file = os.open(Path(BAIT).name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=data)
+    os.fchown(file, uid, uid)
+    os.write(file, bait.to_json().encode())
+    os.close(file)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(inside / Path(bait.passing).name))
+        (inside / Path(bait.passing).name).chmod(0o777)
+        listener.listen()
+        thread = threading.Thread(target=_pass_directory, args=(listener,))
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # to close it would not end the thread's wait
+            thread.join()
+            os.close(data)
+
+
+def _await_outcomes(run: Run, directories: dict[str, int]) -> dict[str, dict[str, Outcome]]:
+    deadline = time.monotonic() + _HOSTILE_S
+    left: dict[str, dict[str, Outcome]] = {}
+    while len(left) < len(directories):
+        run.check()
+        for name in directories.keys() - left.keys():
+            with contextlib.suppress(FileNotFoundError):
+                raw = json.loads(openat2.read_file(directories[name], OUTCOMES, _MOST_BYTES))
+                left[name] = {attack: Outcome(**told) for attack, told in raw.items()}
+        if time.monotonic() > deadline:
+            missing = ", ".join(directories.keys() - left.keys())
+            raise RunError(f"{missing}: still not done with their attacks after {_HOSTILE_S} s")
+        time.sleep(_POLL_S)
+    return left
+
+
+def _guarded(trap: Trap, directory: int, path: str) -> Outcome:
+    """What the host's side makes of a trap."""
+    try:
+        openat2.read_file(directory, path, _MOST_BYTES)
+    except OSError as error:
+        return Outcome("refused", errno.errorcode.get(error.errno or 0, str(error)))
+    return Outcome("escaped", f"{trap.name}: it was opened")
+
+
+def _unguarded(path: Path) -> Outcome:
+    """What a plain open makes of it."""
+    with path.open("rb") as file:
+        if file.read(_MOST_BYTES).decode(errors="replace") == _SECRET:
+            return Outcome("escaped", "the host read what lies outside")
+        if os.fstat(file.fileno()).st_nlink > 1:
+            return Outcome("escaped", "the host opened what has another name")
+    return Outcome("refused", "the host read what lies inside")
+
+
+# ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
+    """The table of attacks; how many escaped, and how many controls did not do what they should."""
+    with runtime.directory() as place:
+        place.chmod(0o755)
+        with Outside(place) as outside:
+            progress("controls")
+            controls = {attack.name: control(attack, outside) for attack in ATTACKS}
+            plan = runtime.plan_of("default", place, {**OVERRIDES, "dimensions.*.binds": [str(outside.tools)]})
+            tables = []
+            for number in range(runs):
+                progress(f"nine dimensions, run {number + 1} of {runs}")
+                outcomes, of_traps = assault(plan, outside)
+                tables.append(outcomes)
+                controls |= of_traps
+    lines = {**{attack.name: attack.line for attack in ATTACKS}, **{trap.name: "06" for trap in TRAPS}}
+    escaped = [sum(one.verdict != "refused" for row in table.values() for one in row.values()) for table in tables]
+    unsound = sum(not one.is_sound for one in controls.values())
+    rows = tuple(
+        row_of(lines[name], name, [table[name] for table in tables], controls[name])
+        for name in sorted(lines, key=lambda name: lines[name])
+    )
+    tried = len(lines) * len(plan.dimensions)
+    return [
+        figure("attacks", "attempts", [float(tried)] * runs),
+        Tally("escapes", sum(escaped), "attempts", min(escaped), max(escaped), HEADINGS, rows),
+        figure("unsound_controls", "controls", [float(unsound)]),
+    ]
+
+
+HEADINGS = ("line", "attack", "dimensions", "outcome", "without its defences", "stopped by each alone")
+
+
+def row_of(line: str, name: str, runs: list[dict[str, Outcome]], beside: Control) -> tuple[str, ...]:
+    """One row of the table: what came of an attack in all dimensions and runs, and its controls."""
+    outcomes = [one for run in runs for one in run.values()]
+    told = ", ".join(sorted({f"{one.verdict}: {one.detail}" for one in outcomes}))
+    failing = "".join(f" NOT BY {one}" for one, found in beside.alone.items() if found.verdict != "refused")
+    without = f"{beside.without.verdict}: {beside.without.detail}"
+    return line, name, str(len(runs[0])), told, without, ", ".join(beside.alone) + failing
+
+
+BENCHMARK = Benchmark(
+    "escape", "every attack from inside nine dimensions at once, each with its positive control", 3, None, 1, measure
+)

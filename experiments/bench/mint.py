@@ -1,0 +1,71 @@
+"""``vcg bench mint``: what settling, lending and minting for nine dimensions cost the orchestrator.
+
+Measured where it happens, by the orchestrator itself in a live run: SCHED_FIFO, woken by the clock, its caches cold
+from what ran in between. A value is the sum over the rounds of one base window; a run's is the median over its base
+windows.
+
+Arms: ``mint``, where dimensions of every triad go from rest to all the credit that they can get and back every few
+windows, so that credit is lent, called back and repaid all the time; and ``mint_quiet``, the default testbed, where
+nobody wants more than it has. Both stand beside the limit that the design sets.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from experiments.bench import runtime
+from experiments.bench.figures import Benchmark, Figure, Progress, comparison, interleave, quantile
+from vcg import shm
+from vcg.plan import Plan
+from vcg.run import Run
+
+PEER = "the limit: 60 us for a base window"
+LIMIT_NS = 60_000.0
+
+_BURSTS = {
+    "dimensions.*.workload": "burst",
+    "dimensions.*.storage.kind": "tmpfs",
+    "dimensions.*.storage.size": "4M",
+    "dimensions.d1-d3.args": {"busy": 30, "rest": 20},
+    "dimensions.d4-d6.args": {"busy": 7, "rest": 13},
+    "dimensions.d7-d9.args": {"busy": 3, "rest": 4},
+}
+
+
+def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
+    """The median cost of a base window, over the limit."""
+    with runtime.directory() as place:
+        arms = {
+            "mint_p50": partial(ours, runtime.plan_of("default", place, _BURSTS), seconds, lends=True),
+            "mint_quiet_p50": partial(ours, runtime.plan_of("default", place), seconds),
+        }
+        samples = interleave(arms, runs, progress)
+    return [comparison(name, "ns", values, PEER, [LIMIT_NS] * runs) for name, values in samples.items()]
+
+
+def ours(plan: Plan, seconds: float, *, lends: bool = False) -> float:
+    """One run: median over its base windows, in ns.
+
+    Raises:
+        RuntimeError: nothing was lent although that was to be measured.
+    """
+    found: list[int] = []
+    with Run(plan) as run:
+        runtime.run_for(run, seconds, each=lambda: found.extend(_fresh(run, len(found))))
+        lent_ns = sum(account["lent_ns"] for account in run.statistics()["tokens"].values())
+    if lends and not lent_ns:
+        raise RuntimeError("no credit was lent: this is no measurement of lending")
+    rounds = plan.rounds
+    sums = [sum(found[at : at + rounds]) for at in range(0, len(found) - rounds + 1, rounds)]
+    return quantile(sums[runtime.WARM_UP_WINDOWS :] or sums, 0.5)
+
+
+def _fresh(run: Run, seen: int) -> list[int]:
+    """What the rounds since round ``seen`` took; a gap is filled with nothing, because the ring outlasts a look."""
+    worked = run.tokens[shm.TOKENS_HEADER.at("rounds")]
+    return [run.tokens[shm.MINTS_AT + number % shm.MINT_SLOTS] for number in range(seen, worked)]
+
+
+BENCHMARK = Benchmark(
+    "mint", "settling, lending and minting for nine dimensions, against the limit", 5, 10.0, 2, measure
+)

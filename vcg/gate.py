@@ -1,0 +1,135 @@
+"""The freezer gate: holds a program that knows nothing of windows to its edges and tokens, from outside.
+
+One process for each frozen dimension (``python -m vcg.gate``). To the rest of the runtime it *is* the dimension: it
+waits for the same edges, finds the same tokens and writes the same records, through the same loop
+(:meth:`vcg.dimension.Dimension.windows`). Its work in a window is to thaw the control group of the dimension, to look
+on until the credit is spent or the time is over, and to freeze it again. What the program forks belongs to the group.
+
+Credit is what the kernel accounts to the group (v2 ``cpu.stat``). The gate runs on the dimension's own CPUs, above its
+tasks, so whatever ran there has been switched from, and booked, when the gate looks; of several CPUs it visits each.
+
+In a record ``entry_ns`` is the time at which the thaw was done, ``finish_ns`` that at which the freeze was.
+
+Traps:
+
+- How fast a thawed program spends depends on who else is on its CPU, so the moment at which the credit will be spent
+  is only ever bounded, never known. The gate looks again and again, the credit is kept to about a sixteenth, and the
+  ledger evens out what was too much or too little. A look costs 20 us of the dimension's CPU (measured): a program that
+  runs alone takes two, one that shares its CPU five to ten, and one that does nothing as many as its credit goes into
+  the window.
+- A task freezes at the end of its system call, not in the middle: what a long one uses is booked in the next window.
+- The gate must be back at its futex when the next edge comes, and closes :data:`CLEARANCE_NS` before it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vcg import rtd, service, shm
+from vcg.dimension import Dimension
+from vcg.errors import RunError
+from vcg.linux import clock, prctl
+from vcg.linux.cgroup import Freezer
+
+PRIORITY = 81
+"""Above every dimension, below the supervisor."""
+CLEARANCE_NS = 200_000
+"""How long before its expiry a token is taken away: for the wake-up, the freeze and the record."""
+REST_MIN_NS = 100_000
+"""Shortest time between two looks."""
+_AT_REST_S = 5.0
+
+
+def is_spent(budget_ns: int, left_ns: int) -> bool:
+    """Whether so little credit is left that it is not worth another look."""
+    return left_ns <= budget_ns // 16
+
+
+def rest_ns(budget_ns: int, left_ns: int, cpus: int) -> int:
+    """How long a program may go on before the gate looks again.
+
+    Until the earliest moment at which its credit can be spent, with every CPU its own; or what takes an eighth of the
+    budget, if that is later.
+
+    Args:
+        budget_ns: credit of this window.
+        left_ns: what is left of it.
+        cpus: how many the program may use.
+    """
+    return max(REST_MIN_NS, max(left_ns, budget_ns // 8) // cpus)
+
+
+def hold(dimension: Dimension, group: Freezer, cpus: int) -> None:
+    """Let a program run in its windows, until the run ends; the group is frozen before and after."""
+    now_ns, sleep_until = clock.now_ns, clock.sleeper()
+    has_ended = False
+    for window in dimension.windows():
+        budget_ns, close_ns = window.token.budget_ns, window.token.expires_ns - CLEARANCE_NS
+        before_ns = window.used_ns()
+        left_ns = budget_ns - before_ns
+        if has_ended or is_spent(budget_ns, left_ns) or window.entry_ns >= close_ns:
+            continue
+        group.thaw()
+        now = window.entry_ns = now_ns()
+        while now < close_ns and not is_spent(budget_ns, left_ns):
+            sleep_until(min(close_ns, now + rest_ns(budget_ns, left_ns, cpus)))
+            left_ns, now = budget_ns - window.used_ns(), now_ns()
+        group.freeze()
+        has_ended = left_ns == budget_ns - before_ns and not group.is_populated()
+
+
+def account(group: Freezer, cpus: Sequence[int]) -> Callable[[], int]:
+    """What reads the CPU time of a group, from a process that is pinned to the group's CPUs and above its tasks."""
+    if len(cpus) == 1:
+        return group.usage_ns
+    each = [{cpu} for cpu in cpus]
+
+    def usage_ns() -> int:
+        for one in each:
+            os.sched_setaffinity(0, one)
+        return group.usage_ns()
+
+    return usage_ns
+
+
+def freeze_now(name: str, group: Freezer) -> None:
+    """Freeze a group and wait until all that is in it has come to rest.
+
+    Raises:
+        RunError: it does not.
+    """
+    group.freeze()
+    deadline = time.monotonic() + _AT_REST_S
+    while not group.is_frozen():
+        if time.monotonic() > deadline:
+            raise RunError(f"{name}: not frozen {_AT_REST_S:.0f} s after the order: is a process of it stuck in I/O?")
+        time.sleep(0.001)
+
+
+def main(arguments: list[str]) -> None:
+    """The process: freeze the dimension that waits before its program, report, hold it until FINISH."""
+    plan, control, supervisor, more = service.begin("vcg:gate", arguments)
+    ticks_fd, tokens_fd, status_fd = more
+    ticks, tokens = shm.attach(ticks_fd), shm.attach(tokens_fd)
+    status = shm.attach(status_fd, writable=True)
+    for fd in more:
+        os.close(fd)
+    message, _ = service.receive(supervisor)
+    if message is None:
+        return
+    d = plan.dimensions[message["dimension"]]
+    prctl.set_name(f"vcg:gate-{d.name}")
+    group = Freezer(Path(message["group"]))
+    rtd.settle_in(d.cpus, PRIORITY)
+    freeze_now(d.name, group)
+    service.send(supervisor, {"ready": f"gate of {d.name}"})
+    epoch = control[shm.CONTROL.at("epoch")]
+    hold(Dimension(d, epoch, control, ticks, tokens, status, account(group, d.cpus)), group, len(d.cpus))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
