@@ -86,7 +86,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "cause",
             _NAME,
             "",
-            "why a window was missed: busy (still inside an earlier one), late (on the CPU when it was over), no_token",
+            "why a window was missed: busy (still inside an earlier one), late (on the CPU when it was over), "
+            "no_token, down (no process was there)",
         ),
         Column("phase_ppb", _COUNT, "1e-9", "position of the edge in the base window"),
     ),

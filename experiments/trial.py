@@ -71,6 +71,7 @@ class HostFacts:
             the trial's record says where.
         disagreements: quantities in which a probe and its oracle differ by more than the probe allows.
         refused_records: window records that can't be what a dimension did, see :func:`believable`.
+        restarted: processes of dimensions that failed and were replaced: the probes attribute by process.
     """
 
     wall_ns: int
@@ -82,6 +83,7 @@ class HostFacts:
     lost_events: int
     disagreements: int
     refused_records: int
+    restarted: int = 0
 
 
 def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> list[str]:
@@ -114,6 +116,8 @@ def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> li
             f"reference p99 {p99 / 1e3:.0f} us is {p99 / baseline_p99_ns:.1f} times that of the idle host "
             f"(limit {limits.reference_p99_factor:g} times)"
         )
+    if facts.restarted:
+        reasons.append(f"restarted: a dimension's process failed and was replaced {facts.restarted} times (limit 0)")
     if facts.refused_records:
         reasons.append(f"{facts.refused_records} window records refused (limit 0)")
     if facts.lost_events > limits.lost_events:
@@ -538,6 +542,7 @@ def run_trial(
         lost_events=sum(lost.values()),
         disagreements=sum(row.agrees is False for row in agreement),
         refused_records=len(refused),
+        restarted=len(run.restarts),
     )
     name = trial.id if attempt == 0 else f"{trial.id}-r{attempt}"
     record = TrialRecord(

@@ -15,7 +15,8 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from vcg.shm import Phase
 from vcg.state import control_socket
 
 _ANSWER_S = 10.0
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,26 @@ class Attached:
         """
         answer, _ = self._ask({"do": "amplitude", "amplitudes": dict(amplitudes)})
         return [Change(name, *was["amplitude"], *was["credit_ns"]) for name, was in answer["changed"].items()]
+
+    def snapshot(self, name: str, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Have a snapshot of a dimension taken, and wait for it.
+
+        Args:
+            on_step: called several times a second while it is waited for.
+
+        Returns:
+            Its ``path``, its ``bytes``, how long it ``took_ns``, and for how long the dimension was ``frozen_for_ns``.
+
+        Raises:
+            RunError: it cannot be taken, and why; or the run has ended.
+        """
+        order, _ = self._ask({"do": "snapshot", "dimension": name})
+        while (result := self._ask({"do": "snapshot result", **order})[0]["result"]) is None:
+            on_step()
+            time.sleep(_LOOK_S)
+        if "error" in result:
+            raise RunError(result["error"])
+        return {field: result[field] for field in ("dimension", "path", "bytes", "took_ns", "frozen_for_ns")}
 
     def _connect(self) -> socket.socket:
         path = control_socket(self._state_root)

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcg import snapshot
 from vcg.linux import bpf, loop, mount
 
 CGROUP_PREFIX = "vcg-"
@@ -30,7 +31,7 @@ PROCESS_PREFIX = "vcg:"
 UIDS = range(64100, 64200)
 """The uids that dimensions run under."""
 KEPT_FILES = frozenset({"host.json", "lock", "epoch"})
-"""Files that stay in the state root between runs on purpose."""
+"""Files that stay in the state root between runs on purpose, besides snapshots."""
 
 _DELETED = " (deleted)"
 
@@ -63,7 +64,8 @@ def leftovers(state_root: Path, mount_root: Path, programs: Iterable[str] = ()) 
         PermissionError: not root.
     """
     state, mounted = state_root.resolve(), mount_root.resolve()
-    loops = loop.backed_by(state)
+    bound = loop.backed_by(state).items()
+    loops = {device: backing for device, backing in bound if not snapshot.is_complete(backing.parent)}
     found = [
         *(Leftover("loop", device.name, str(backing)) for device, backing in loops.items()),
         *mounts(mounted, {str(device) for device in loops}),
@@ -155,7 +157,7 @@ def sockets(state_root: Path) -> Iterator[Leftover]:
 def files(state_root: Path) -> Iterator[Leftover]:
     """What lies in the state root, but for sockets and what is kept between runs."""
     for path, mode in _tree(state_root):
-        if path.name not in KEPT_FILES and not stat.S_ISSOCK(mode):
+        if path.name not in KEPT_FILES and not stat.S_ISSOCK(mode) and not snapshot.is_complete(path.parent):
             yield Leftover("file", str(path), stat.filemode(mode))
 
 

@@ -426,11 +426,11 @@ def _print_plan(console: Console, plan: Plan, description: str, listed: list[Edg
     else:
         rhythm = f"endless pattern, generated edge by edge: {len(listed)} in the first of the longest windows"
     console.print(f"base window {format_duration(plan.base_window_ns)}, {rhythm}")
+    rounds = "a base window" if plan.rounds == 1 else f"each of {plan.rounds} rounds in a base window"
     console.print(
         f"RTD on CPU {plan.rtd.cpus[0]} (fifo:{plan.rtd.priority}), "
         f"orchestrator on CPU {plan.orchestrator.cpus[0]} (fifo:{plan.orchestrator.priority}) "
-        f"at {show_duration(plan.orchestrator_phase_ns)} of a base window, "
-        f"housekeeping on {_numbers(plan.housekeeping.cpus)}"
+        f"at {show_duration(plan.orchestrator_phase_ns)} of {rounds}, housekeeping on {_numbers(plan.housekeeping.cpus)}"
     )
     console.print(f"images in {escape(plan.state_root)}, mounts in {escape(plan.mount_root)}\n")
     console.print(_dimension_table(plan.dimensions))
@@ -465,7 +465,7 @@ def _dimension_table(dimensions: Iterable[DimensionPlan]) -> Table:
             str(d.node),
             f"{d.policy}:{d.priority}" if d.priority else d.policy,
             f"{d.storage} {format_size(d.storage_bytes)}",
-            escape(d.workload.removeprefix("vcg.workloads.").removesuffix(":run")),
+            escape(d.program[0] if d.program else d.workload.removeprefix("vcg.workloads.").removesuffix(":run")),
         )
     return table
 

@@ -56,7 +56,9 @@ from vcg.quantities import (
     parse_size,
 )
 from vcg.shm import ORCHESTRATOR_BIT, PAGE, TOKEN_SLOTS
+from vcg.snapshot import OCCASIONS
 from vcg.storage import FOLDERS
+from vcg.succession import BACKOFF_MAX_NS
 
 MAX_DIMENSIONS = ORCHESTRATOR_BIT
 """The bits of the clock's futex below the orchestrator's own."""
@@ -72,6 +74,10 @@ EXT4_MIN_BYTES = 128 << 10
 """mkfs.ext4 refuses to make a smaller filesystem."""
 FLOOR_MIN, FLOOR_MAX = Fraction(1, 20), Fraction(9, 10)
 """With no credit of its own a dimension could not show that it wants the rest back; with all of it, pay no debt."""
+RESTARTS, BACKOFF_NS, BACKOFF_MIN_NS = 3, 100_000_000, 1_000_000
+"""Of a dimension that is restarted and does not say more; and the shortest time before a restart."""
+QUOTA_MIN_BYTES = 4 << 20
+"""Room for the smallest snapshot: what lies beside the copy takes part of it."""
 WORKLOADS = ("archive", "burst", "fsync", "hostile", "idle", "ingress", "service", "spin")
 """Workloads that ship with the package and have a short name."""
 
@@ -93,6 +99,48 @@ def _parse_scheduling(value: Any) -> Scheduling:
     if match is None or (match[1] and not 1 <= int(match[1]) <= DIMENSION_PRIORITY_MAX):
         raise ValueError(f'expected "other", or "fifo:30" with a priority from 1 to {DIMENSION_PRIORITY_MAX}')
     return Scheduling("fifo", int(match[1])) if match[1] else Scheduling("other", 0)
+
+
+class Restart(NamedTuple):
+    """How often in a row a dimension is restarted after failures, and how long it waits the first time; 0 is never.
+
+    Written "never", "on-failure", or { policy = "on-failure", limit = 3, backoff = "100ms" }.
+    """
+
+    limit: int
+    backoff_ns: int
+
+
+def _parse_restart(value: Any) -> Restart:
+    if value == "never":
+        return Restart(0, BACKOFF_NS)
+    table = {"policy": value} if isinstance(value, str) else value
+    expected = 'expected "never", "on-failure", or { policy = "on-failure", limit = 3, backoff = "100ms" }'
+    if not isinstance(table, dict) or table.get("policy") != "on-failure":
+        raise ValueError(expected)
+    if table.keys() - {"policy", "limit", "backoff"}:
+        raise ValueError(f"{expected}, and no other keys")
+    limit = table.get("limit", RESTARTS)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ValueError("expected a limit of at least 1 restart in a row")
+    backoff_ns = parse_duration(table.get("backoff", format_duration(BACKOFF_NS)))
+    if not BACKOFF_MIN_NS <= backoff_ns <= BACKOFF_MAX_NS:
+        shortest, longest = format_duration(BACKOFF_MIN_NS), format_duration(BACKOFF_MAX_NS)
+        raise ValueError(f"expected a backoff from {shortest} to {longest}")
+    return Restart(limit, backoff_ns)
+
+
+def _show_restart(restart: Restart) -> str | dict[str, Any]:
+    if restart.limit == 0:
+        return "never"
+    return {"policy": "on-failure", "limit": restart.limit, "backoff": format_duration(restart.backoff_ns)}
+
+
+def _parse_occasions(value: Any) -> tuple[str, ...]:
+    known = isinstance(value, list | tuple) and all(isinstance(one, str) and one in OCCASIONS for one in value)
+    if not known or len(set(value)) != len(value):
+        raise ValueError(f"expected a list of some of {', '.join(OCCASIONS)}")
+    return tuple(occasion for occasion in OCCASIONS if occasion in value)
 
 
 def _parse_defence(value: Any) -> str:
@@ -258,6 +306,12 @@ _Phase = Annotated[
 _Rate = Annotated[int, PlainValidator(_parse_rate), PlainSerializer(format_size), _text(SIZE_PATTERN, "20M", "512K")]
 """Whole bytes a second, written with a binary unit."""
 _Operations = Annotated[int, Field(ge=1)]
+_Occasions = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_occasions),
+    PlainSerializer(list),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "enum": list(OCCASIONS)}, "uniqueItems": True}),
+]
 _Defence = Annotated[str, PlainValidator(_parse_defence), WithJsonSchema({"type": "string", "enum": list(NEEDED_FOR)})]
 _Amplitude = Annotated[
     float,
@@ -294,6 +348,28 @@ _Scheduling = Annotated[
     PlainValidator(_parse_scheduling),
     PlainSerializer(lambda s: f"fifo:{s.priority}" if s.policy == "fifo" else "other"),
     _text("^(other|fifo:[1-9][0-9]?)$", "other", "fifo:30"),
+]
+_Restart = Annotated[
+    Restart,
+    PlainValidator(_parse_restart),
+    PlainSerializer(_show_restart),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": ["never", "on-failure"]},
+                {
+                    "type": "object",
+                    "properties": {
+                        "policy": {"const": "on-failure"},
+                        "limit": {"type": "integer", "minimum": 1},
+                        "backoff": {"type": "string", "pattern": DURATION_PATTERN},
+                    },
+                    "required": ["policy"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
 ]
 _Workload = Annotated[str, PlainValidator(_parse_workload), _text(None, *WORKLOADS, "package.module:function")]
 _Root = Annotated[str, PlainValidator(_parse_root), _text("^/.+", "/var/lib/vcg")]
@@ -370,7 +446,17 @@ class Dimension(_Strict):
     grace_ns: Duration = Field(
         default=500_000, alias="grace", description="CPU time beyond its credit that is let pass, and booked as debt"
     )
+    restart: _Restart = Field(
+        default=Restart(0, BACKOFF_NS),
+        description="what follows when its process fails: the end of the run, or another process in its place, so many "
+        "times in a row (until one has kept 100 windows); the backoff before each doubles",
+    )
     storage: Storage = Field(default=Storage(), description="its filesystem")
+    snapshot: _Occasions = Field(
+        default=(),
+        description="when its filesystem is kept for a post-mortem: when its process fails, when the kernel kills one "
+        "for want of memory, when it misses windows in a row; on demand always",
+    )
     scheduling: _Scheduling = Field(
         default=Scheduling("other", 0), description='scheduling class: "other", or "fifo:30" with its priority'
     )
@@ -455,6 +541,24 @@ class Placement(_Strict):
         return self
 
 
+class Snapshots(_Strict):
+    """Where snapshots of dimensions are kept, and how many."""
+
+    directory: _Root | None = Field(default=None, description="where they lie; below state_root if absent")
+    quota_bytes: Size = Field(
+        default=1 * BYTES_PER["G"], alias="quota", description="room for all of them: the oldest go first"
+    )
+    watchdog: Annotated[int, Field(ge=1)] = Field(
+        default=10, description="so many windows missed in a row are an occasion for one"
+    )
+
+    @model_validator(mode="after")
+    def _quota_has_room(self) -> Snapshots:
+        if self.quota_bytes < QUOTA_MIN_BYTES:
+            raise ValueError(f"expected a quota of at least {format_size(QUOTA_MIN_BYTES)}")
+        return self
+
+
 class Testbed(_Strict):
     """A testbed: the dimensions of one virtual compute gateway, their cadences, and where they live."""
 
@@ -472,6 +576,7 @@ class Testbed(_Strict):
     require: Annotated[tuple[_Defence, ...], Field(strict=False)] = Field(
         (), description="defences of the host that it must not run without, see vcg doctor"
     )
+    snapshots: Snapshots = Field(default=Snapshots(), description="where snapshots are kept, and how many")
     placement: Placement = Field(default=Placement(), description="CPUs and priorities of the runtime's own processes")
     triads: dict[Name, Triad] = Field(default={}, description="groups of three dimensions that share a cadence")
     dimensions: dict[Name, Dimension] = Field(description="at least one dimension, or a triad of them")
@@ -486,6 +591,9 @@ class Testbed(_Strict):
         state, mount = PurePosixPath(self.state_root), PurePosixPath(self.mount_root)
         if state.is_relative_to(mount) or mount.is_relative_to(state):
             raise ValueError(f"expected state_root ({state}) and mount_root ({mount}) outside each other")
+        directory = PurePosixPath(self.snapshots.directory or state)
+        if directory.is_relative_to(mount):
+            raise ValueError(f"expected snapshots.directory ({directory}) outside mount_root ({mount})")
         return self
 
     def resolved(self) -> dict[str, Any]:

@@ -88,6 +88,8 @@ class Dimension:
 
     Args:
         cpu_ns: the CPU time that is held against the tokens; by default this process's own.
+        generation: which process of this dimension this is. A later one than the first finds windows behind the newest
+            record for which nobody was there.
 
     Attributes:
         name, role, args: from the testbed.
@@ -102,6 +104,7 @@ class Dimension:
         tokens: memoryview,
         status: memoryview,
         cpu_ns: Callable[[], int] = time.process_time_ns,
+        generation: int = 1,
     ) -> None:
         self.name = plan.name
         self.role = plan.role
@@ -113,9 +116,13 @@ class Dimension:
         self._tokens = tokens
         self._status = status
         self._cpu_ns = cpu_ns
+        self._is_late_comer = generation > 1
 
     def windows(self) -> Iterator[Window]:
-        """Wait for each edge of this dimension; ends when the run does."""
+        """Wait for each edge of this dimension, from behind its newest record on; ends when the run does."""
+        if self._is_late_comer:
+            self.record_absence()
+            self._is_late_comer = False
         plan, ticks, tokens, status, epoch = self._plan, self._ticks, self._tokens, self._status, self._epoch
         word_at = shm.TICKS_HEADER.at("futex")
         word = ticks[word_at : word_at + 1].cast("B").cast("I")
@@ -130,7 +137,8 @@ class Dimension:
         now_ns, cpu_now_ns, finish = clock.now_ns, self._cpu_ns, int(Phase.FINISH)
         done, overrun, missed = int(Outcome.DONE), int(Outcome.OVERRUN), int(Outcome.MISSED)
         late, no_token = int(Cause.LATE), int(Cause.NO_TOKEN)
-        window, head, last, finish_ns = Window(cpu_now_ns), status[head_at], -1, 0
+        window, head, finish_ns = Window(cpu_now_ns), status[head_at], 0
+        last = head - 1
         token = window.token
         cpu_before_ns = cpu_now_ns()
 
@@ -190,11 +198,31 @@ class Dimension:
             head += 1
             status[head_at] = head
 
-    def _record_gap(self, head: int, first: int, end: int, published: int, busy_until_ns: int) -> int:
+    def record_absence(self) -> None:
+        """Leave a record for every window up to the newest one, of which nobody has left any because nobody was there.
+
+        Of more windows than the ring holds only the newest are written down.
+        """
+        ticks, status, index = self._ticks, self._status, self._plan.index
+        latest_at, head_at = shm.LATEST_AT + index, shm.STATUS_HEADER.at("head")
+        while True:
+            newest = ticks[latest_at]
+            if newest < status[head_at]:
+                return
+            at = shm.EDGES_AT + (index * shm.EDGE_SLOTS + newest % shm.EDGE_SLOTS) * shm.EDGE_WORDS
+            window, _, _, published = ticks[at : at + shm.EDGE_WORDS]
+            if window == newest:
+                first = max(status[head_at], newest + 1 - shm.WINDOW_SLOTS)
+                self._record_gap(first, first, newest + 1, published << 1, 0, Cause.DOWN)
+                return
+
+    def _record_gap(
+        self, head: int, first: int, end: int, published: int, busy_until_ns: int, otherwise: Cause = Cause.LATE
+    ) -> int:
         """Leave a record for every window that went by unentered; returns the new head.
 
         ``published`` is the history that came with window ``end``: bit k stands for window ``end - k``. Beyond its 62
-        bits a window counts as missed.
+        bits a window counts as missed. What nobody was busy for it is missed for the cause ``otherwise``.
         """
         status, plan = self._status, self._plan
         start_ns = self._control[shm.CONTROL.at("start_ns")]
@@ -210,7 +238,7 @@ class Dimension:
             status[at + 3] = planned_ns
             for field in range(4, 11):
                 status[at + field] = 0
-            status[at + 11] = 0 if skipped else Cause.BUSY if planned_ns < busy_until_ns else Cause.LATE
+            status[at + 11] = 0 if skipped else Cause.BUSY if planned_ns < busy_until_ns else otherwise
             head += 1
         status[shm.STATUS_HEADER.at("head")] = head
         return head

@@ -63,11 +63,20 @@ def rest_ns(budget_ns: int, left_ns: int, cpus: int) -> int:
     return max(REST_MIN_NS, max(left_ns, budget_ns // 8) // cpus)
 
 
-def hold(dimension: Dimension, group: Freezer, cpus: int) -> None:
-    """Let a program run in its windows, until the run ends; the group is frozen before and after."""
+def hold(dimension: Dimension, group: Freezer, cpus: int, is_gone: Callable[[], bool] = lambda: False) -> bool:
+    """Let a program run in its windows; the group is frozen before and after.
+
+    Args:
+        is_gone: whether the program has failed, and another is to take its place.
+
+    Returns:
+        True: the run has ended; False: the program is gone, in a window that has no record yet.
+    """
     now_ns, sleep_until = clock.now_ns, clock.sleeper()
     has_ended = False
     for window in dimension.windows():
+        if is_gone():
+            return False
         budget_ns, close_ns = window.token.budget_ns, window.token.expires_ns - CLEARANCE_NS
         before_ns = window.used_ns()
         left_ns = budget_ns - before_ns
@@ -80,6 +89,7 @@ def hold(dimension: Dimension, group: Freezer, cpus: int) -> None:
             left_ns, now = budget_ns - window.used_ns(), now_ns()
         group.freeze()
         has_ended = left_ns == budget_ns - before_ns and not group.is_populated()
+    return True
 
 
 def account(group: Freezer, cpus: Sequence[int]) -> Callable[[], int]:
@@ -127,8 +137,22 @@ def main(arguments: list[str]) -> None:
     rtd.settle_in(d.cpus, PRIORITY)
     freeze_now(d.name, group)
     service.send(supervisor, {"ready": f"gate of {d.name}"})
-    epoch = control[shm.CONTROL.at("epoch")]
-    hold(Dimension(d, epoch, control, ticks, tokens, status, account(group, d.cpus)), group, len(d.cpus))
+    epoch, generation_at = control[shm.CONTROL.at("epoch")], shm.GENERATIONS_AT + d.index
+    generation, usage_ns = 1, account(group, d.cpus)
+    while not hold(
+        Dimension(d, epoch, control, ticks, tokens, status, usage_ns, generation),
+        group,
+        len(d.cpus),
+        lambda: control[generation_at] < 0,
+    ):
+        group.thaw()  # the next one has to get itself ready first
+        service.send(supervisor, {"parked": d.name})
+        message, _ = service.receive(supervisor)
+        if message is None:
+            return
+        freeze_now(d.name, group)
+        generation = message["generation"]
+        service.send(supervisor, {"ready": f"gate of {d.name}"})
 
 
 if __name__ == "__main__":

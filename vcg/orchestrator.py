@@ -6,9 +6,9 @@ edges: its work then competes with no dimension's entry. Each round
 
 1. settles what the dimensions have reported since the last one;
 2. lets the ledger decide which credit passes from whom to whom (``vcg.tokens``);
-3. *books* the tokens of the windows that begin in the round to come, and once in a base window *offers* those of the
-   base windows after that: an offered token holds its dimension's own credit and nothing else, and is there in case the
-   next rounds come late;
+3. *offers*, once in a base window, the tokens of those to come: an offered token holds its dimension's own credit and
+   nothing else. Where there is more to it (credit passes, is carried on or owed) the tokens of the windows that begin
+   in the round to come are *booked* over what was offered; all others are booked when they are settled;
 4. holds some of the dimensions against what the kernel says that they have used, each once in a window of its own, and
    demotes or freezes those that go on without credit, until their debt is paid.
 
@@ -41,6 +41,7 @@ _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
 _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
+_NEVER = 2**62
 
 
 class Desk:
@@ -72,13 +73,15 @@ class Desk:
         self._warden: Warden | None = None
         self._usage_before_ns = self._charged_ns = 0
         self._has_baseline = False
+        self.generation = 1
+        """Of its process, as the supervisor counts them; negative: that one is dead."""
+        self._settled_before, self._baseline_by = 0, _LEASE
         # Window n is planned at floor((a + n * b) / c) after the start, in integers.
         period, phase = Fraction(*plan.period), Fraction(*plan.phase)
         self._c = period.denominator * phase.denominator
         self._a, self._b = int(phase * self._c), int(period * self._c)
         self._offered = 0
-        self.offered_ns = self.next_ns = floor(phase)
-        """Offsets of the windows whose tokens are offered, and booked, next."""
+        self._offered_ns = floor(phase)
 
     def watch_by(self, warden: Warden) -> None:
         """From now on, hold it to its credit."""
@@ -93,7 +96,7 @@ class Desk:
         A token is void at the next window's edge.
         """
         tokens, credit_ns = self._tokens, self.account.credit_ns
-        window, planned_ns = self._offered, start_ns + self.offered_ns
+        window, planned_ns = self._offered, start_ns + self._offered_ns
         while planned_ns < end_ns:
             at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
             next_ns = (self._a + (window + 1) * self._b) // self._c
@@ -103,28 +106,39 @@ class Desk:
             tokens[at + 6] = planned_ns
             tokens[at] = window  # makes it valid, so it comes last
             window += 1
-            self.offered_ns = next_ns
+            self._offered_ns = next_ns
             planned_ns = start_ns + next_ns
         self._offered = window
 
     def book_through(self, start_ns: int, end_ns: int, now_ns: int) -> None:
         """Mint the token of every window planned before ``end_ns``, over what was offered for it.
 
-        The token of a window that has begun meanwhile is minted as it was offered: it may have been entered.
+        The token of a window that has begun meanwhile is minted as it was offered: it may have been entered. After a
+        long stall its slot may belong to a later window already, so windows are counted here, not read off the ring.
         """
         tokens, account = self._tokens, self.account
-        planned_ns = start_ns + self.next_ns
+        window = account.next_window
+        planned_ns = start_ns + self._planned_ns(window)
         while planned_ns < end_ns:
-            window = account.next_window
-            at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
             if planned_ns > now_ns:
+                at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
                 budget_ns, borrowed_ns = account.book(window)
                 if budget_ns != tokens[at + 3]:
                     tokens[at + 3], tokens[at + 5] = budget_ns, borrowed_ns
             else:
-                account.book(window, offered_ns=tokens[at + 3])
-            planned_ns = tokens[at + 4]
-            self.next_ns = planned_ns - start_ns
+                account.book(window, offered_ns=self._offered_to(window))
+            window += 1
+            planned_ns = start_ns + self._planned_ns(window)
+
+    def offer_again(self, start_ns: int, now_ns: int) -> None:
+        """The own credit has changed: put it into every token that is neither booked nor begun."""
+        for window in range(max(self.account.next_window, self._offered - shm.TOKEN_SLOTS, 0), self._offered):
+            if start_ns + self._planned_ns(window) > now_ns:
+                at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
+                self._tokens[at + 3] = self.account.credit_ns
+
+    def _planned_ns(self, window: int) -> int:
+        return (self._a + window * self._b) // self._c
 
     # ── settling ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,11 +153,11 @@ class Desk:
         fresh = head - self.seen
         if fresh == 0:
             return
-        if fresh < 0 or fresh > shm.WINDOW_SLOTS:
-            self.refused_value += 1
-            self.seen = head
-            return
-        if fresh > _SETTLE_AT_MOST:
+        if not 0 < fresh <= _SETTLE_AT_MOST:
+            if fresh < 0 or fresh > shm.WINDOW_SLOTS:
+                self.refused_value += 1
+                self.seen = head
+                return
             self.records_lost += fresh - _SETTLE_AT_MOST
             self.seen = head - _SETTLE_AT_MOST
         account, epoch = self.account, self._epoch
@@ -161,18 +175,31 @@ class Desk:
                     self.refused_value += 1
                     continue
                 self._reported = window
-                if account.settled_through < window < account.next_window:
+                if window == account.next_window == account.settled_through + 1:
+                    account.settle_plain(used_ns, self._offered_to(window))
+                    continue
+                if window >= account.next_window:
+                    self._catch_up(window)
+                if account.settled_through < window:
                     account.settle(window, used_ns)
-                elif window < account.next_window:
+                else:
                     account.settle_late(used_ns)
-                else:  # entered with the token that was offered for it, which the books have yet to catch up with
-                    self.seen = record
-                    self._reported = window - 1
-                    return
             else:
                 self._reported = window
+                self._catch_up(window)
                 account.expire_before(window + 1)
         self.seen = head
+
+    def _offered_to(self, window: int) -> int:
+        """What the token of a window held that was entered, or missed, before it was booked."""
+        at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
+        return self._tokens[at + 3] if self._tokens[at] == window else self.account.credit_ns
+
+    def _catch_up(self, window: int) -> None:
+        """Mint the windows up to this one, which has begun, as they were offered."""
+        account = self.account
+        while account.next_window <= window:
+            account.book(account.next_window, offered_ns=self._offered_to(account.next_window))
 
     # ── enforcing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,25 +215,29 @@ class Desk:
         """
         warden, account, custody = self._warden, self.account, self.custody
         newest = self._ticks[self._latest_at]
-        account.expire_before(newest - _LEASE + 1)
+        if account.settled_through < newest - _LEASE:
+            self._catch_up(newest - _LEASE)
+            account.expire_before(newest - _LEASE + 1)
         if warden is None:
             return
         usage_ns = warden.usage_ns()
         if not self._has_baseline:
             # What it used before its first window was nobody's credit.
-            self._usage_before_ns = usage_ns - account.used_ns
-            self._has_baseline = account.settled > 0 or newest > _LEASE
-            return
+            self._usage_before_ns = usage_ns - account.used_ns - self._charged_ns
+            self._has_baseline = account.settled > self._settled_before or newest > self._baseline_by
+            if not custody.standing:
+                return
         open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
         before = custody.standing
         overdrawn = account.balance_ns + account.started_ns(newest) - open_ns < -self._plan.grace_ns
         if overdrawn or before:
             # Everything that it uses is debt from now on; a report that tells of the same use takes it out again.
+            self._catch_up(newest)
             account.expire_before(newest)
             account.charge(open_ns)
             self._charged_ns += open_ns
             self.unreported_ns += max(0, open_ns)
-            in_time = start_ns + self.next_ns <= round_end_ns
+            in_time = start_ns + self._planned_ns(newest + 1) <= round_end_ns
             solvent = account.balance_ns >= 0
             after = custody.judge(
                 newest,
@@ -216,6 +247,34 @@ class Desk:
                 restless=open_ns > account.credit_ns // 2,
             )
             warden.apply(before, after)
+
+    def follow(self, generation: int) -> None:
+        """Take note of a death, or of the process that follows.
+
+        The dead one's lease comes back: what it has used and not reported is paid from the tokens of the windows that
+        have begun, and the rest of these expires. It wants nothing any more, so its credit can be lent. Its debt, and
+        how it is held for it, pass on to its successor; what that one uses to start is nobody's credit again. Behind a
+        freezer gate it is the gate that has the tokens, and goes on to report them.
+
+        Args:
+            generation: the word of the control page.
+        """
+        self.generation = generation
+        account, newest = self.account, self._ticks[self._latest_at]
+        if generation > 0:
+            self._baseline_by = newest + _LEASE
+            return
+        if self._warden is not None and self._has_baseline:
+            open_ns = self._warden.usage_ns() - self._usage_before_ns - account.used_ns - self._charged_ns
+            account.charge(open_ns)
+            self._charged_ns += open_ns
+            self.unreported_ns += max(0, open_ns)
+        if self._plan.gate == "cooperative":
+            self._catch_up(newest)
+            account.expire_before(newest + 1)
+        account.forget_demand()
+        self._has_baseline = False
+        self._settled_before, self._baseline_by = account.settled, _NEVER
 
     def let_go(self) -> None:
         """The run is over: a dimension that is frozen must be able to see it, at nobody's expense."""
@@ -230,7 +289,7 @@ class Desk:
             a.overrun_ns, a.expired, a.expired_ns, a.forgiven_ns, a.waived_ns, self.refused_epoch, self.refused_window,
             self.refused_value, self.records_lost, self.unreported_ns, self.custody.offences, a.credit_ns, a.balance_ns,
             a.market.owed_ns(a), a.behind(self._ticks[self._latest_at]), self.custody.standing,
-            self.custody.since,
+            self.custody.since, self.generation,
         )  # fmt: skip
 
 
@@ -265,8 +324,8 @@ class Orchestrator:
         ]
         self._control, self._tokens = control, tokens
         self._base_ns, self._rounds = plan.base_window_ns, plan.rounds
-        self._tuning_at = shm.CONTROL.at("tuning")
-        self._tuning = self._offered_ns = 0
+        self._tuning_at, self._lives_at = shm.CONTROL.at("tuning"), shm.CONTROL.at("lives")
+        self._tuning = self._lives = self._offered_ns = 0
         # Each desk is looked at once in a window of its own, in turns, so that no round has to look at all of them.
         every = [max(1, ceil(Fraction(*d.period) * plan.rounds / plan.base_window_ns)) for d in plan.dimensions]
         self._watched = [
@@ -285,11 +344,13 @@ class Orchestrator:
         through_ns = start_ns + -(-(number + 2) * base_ns // rounds)
         control = self._control
         if control[self._tuning_at] != self._tuning:
-            self._tune()
+            self._tune(start_ns, began_ns)
         elapsed_ns, desks = began_ns - start_ns, self.desks
         for desk in desks:
             if desk.status[_HEAD_AT] != desk.seen:
                 desk.settle(elapsed_ns)
+        if control[self._lives_at] != self._lives:
+            self._follow()
         self.ledger.turn(elapsed_ns)
         offered_ns = start_ns + ((number + 1) // rounds + 3) * base_ns
         if offered_ns > self._offered_ns:  # a round may have been missed, so this does not go by its number
@@ -298,9 +359,8 @@ class Orchestrator:
                 desk.offer_through(start_ns, offered_ns)
         for market in self.ledger.markets:
             for account in market.order:
-                desk = desks[account.index]
-                if start_ns + desk.next_ns < through_ns:
-                    desk.book_through(start_ns, through_ns, began_ns)
+                if account.give_ns or account.takes or account.balance_ns:  # else it is plain, and may wait
+                    desks[account.index].book_through(start_ns, through_ns, began_ns)
         tokens = self._tokens
         tokens[_THROUGH_AT] = through_ns
         minted_ns = clock.now_ns()
@@ -317,13 +377,25 @@ class Orchestrator:
         if spent_ns > tokens[_MAX_AT]:
             tokens[_MAX_AT] = spent_ns
 
-    def _tune(self) -> None:
+    def _tune(self, start_ns: int, now_ns: int) -> None:
         """Take over the amplitudes that the supervisor has put into the control page."""
         control, many = self._control, len(self.desks)
         self._tuning = control[self._tuning_at]
         credits_ns = control[shm.CREDITS_AT : shm.CREDITS_AT + many].tolist()
         weights = control[shm.AMPLITUDES_AT : shm.AMPLITUDES_AT + many].tolist()
         self.ledger.tune(credits_ns, weights)
+        for desk in self.desks:
+            desk.offer_again(start_ns, now_ns)
+
+    def _follow(self) -> None:
+        """Take note of the dimensions whose process has died, or been replaced, and say so at once."""
+        control = self._control
+        self._lives = control[self._lives_at]
+        for index, desk in enumerate(self.desks):
+            generation = control[shm.GENERATIONS_AT + index]
+            if generation != desk.generation:
+                desk.follow(generation)
+                self.export(index)
 
     def export(self, index: int) -> None:
         """Publish the counters of one desk: they take turns, a round each."""

@@ -22,7 +22,7 @@ from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcg import harmonics
+from vcg import harmonics, snapshot
 from vcg.errors import HostError
 from vcg.harmonics import Cadence
 from vcg.quantities import format_duration, format_ratio, show_duration
@@ -95,6 +95,11 @@ class DimensionPlan:
     gate: str = "cooperative"
     program: tuple[str, ...] = ()
     binds: tuple[str, ...] = ()
+    snapshot: tuple[str, ...] = ()
+    """Occasions for a snapshot (:data:`vcg.snapshot.OCCASIONS`), demand excepted."""
+    restarts: int = 0
+    """Failures in a row after which its process is replaced by another; 0: none."""
+    backoff_ns: int = 0
     io: dict[str, int] = field(default_factory=dict)
     """Limits of I/O to its image (``vcg.linux.cgroup.IO_LIMITS``)."""
 
@@ -113,6 +118,15 @@ class ServicePlan:
 
     cpus: tuple[int, ...]
     priority: int
+
+
+@dataclass(frozen=True)
+class SnapshotsPlan:
+    """Where snapshots go, how much room they have, and how many windows missed in a row are an occasion for one."""
+
+    directory: str = ""
+    quota_bytes: int = 1 << 30
+    watchdog: int = 10
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,7 @@ class Plan:
     housekeeping: ServicePlan
     state_root: str
     mount_root: str
+    snapshots: SnapshotsPlan = SnapshotsPlan()
     testbed: dict[str, Any] = field(default_factory=dict)
     """The resolved testbed, as it came from the file and the overrides."""
 
@@ -144,14 +159,15 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         raw = json.loads(text)
-        tuples = ("period", "phase", "cpus", "devices", "burst", "floor", "ceiling", "program", "binds")
+        tuples = ("period", "phase", "cpus", "devices", "burst", "floor", "ceiling", "program", "binds", "snapshot")
         listed: list[dict[str, Any]] = raw.pop("dimensions")
         dimensions = tuple(DimensionPlan(**{**d, **{name: tuple(d[name]) for name in tuples}}) for d in listed)
         services = {
             name: ServicePlan(tuple(raw[name]["cpus"]), raw[name]["priority"])
             for name in ("rtd", "orchestrator", "housekeeping")
         }
-        return cls(**{**raw, **services, "dimensions": dimensions})
+        snapshots = SnapshotsPlan(**raw["snapshots"])
+        return cls(**{**raw, **services, "dimensions": dimensions, "snapshots": snapshots})
 
 
 def make(
@@ -225,6 +241,9 @@ def make(
             gate=d.gate,
             program=d.program or (),
             binds=d.binds,
+            snapshot=d.snapshot,
+            restarts=d.restart.limit,
+            backoff_ns=d.restart.backoff_ns,
             io={name: limit for name, limit in d.io if limit is not None},
         )
         for index, ((name, d), cadence, credit_ns, allowed) in enumerate(
@@ -244,6 +263,11 @@ def make(
         housekeeping=housekeeping,
         state_root=testbed.state_root,
         mount_root=testbed.mount_root,
+        snapshots=SnapshotsPlan(
+            testbed.snapshots.directory or str(Path(testbed.state_root) / snapshot.FOLDER),
+            testbed.snapshots.quota_bytes,
+            testbed.snapshots.watchdog,
+        ),
         testbed=testbed.resolved(),
     )
 

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 60.0
 _LAST_WORD_S = 5.0
+_OF_SNAPSHOT = ("dimension", "why", "path", "bytes", "took_ns", "frozen_for_ns", "error")
 
 
 class Run:
@@ -44,15 +45,21 @@ class Run:
 
     Args:
         plan: what to build.
-        on_step: called with the name of each step of the bring-up.
+        on_step: called with the name of each step of the bring-up, of snapshots, and of the way down.
 
     Attributes:
-        dimension_pids: dimension -> pid of its main process.
+        dimension_pids: dimension -> pid of its main process; of one that is being restarted, that of the dead one.
         service_pids: supervisor, rtd, orchestrator, relay -> pid.
         loops: dimension -> (major, minor) of its loop device; only of those that have one.
         records_lost: dimension -> window records overwritten before :meth:`drain` saw them.
         retuned: changes of amplitudes while it ran, each with its time ``at_ns``, the dimension's ``name`` and its new
             ``amplitude``; complete up to the last call of :meth:`check` or :meth:`halt`.
+        restarts: processes of dimensions that failed and were to be replaced, each with the dimension's ``name``, the
+            ``generation`` of the next, ``how`` it ended and its last words (``message``), when that was
+            (``died_ns``), and when the next one was there (``up_ns``; None: not yet).
+        snapshots: those that were taken, each with the ``dimension``, ``why``, its ``path`` and ``bytes``, how long it
+            ``took_ns`` and the dimension was ``frozen_for_ns``; or the ``error`` that kept it from being taken.
+        lost_services: services that have died without the run having to end: ``name``, ``how``, ``at_ns``.
         start_ns: CLOCK_MONOTONIC time from which windows are counted; 0 before :meth:`start`.
     """
 
@@ -63,6 +70,9 @@ class Run:
         self.loops: dict[str, tuple[int, int]] = {}
         self.records_lost = {d.name: 0 for d in plan.dimensions}
         self.retuned: list[dict[str, Any]] = []
+        self.restarts: list[dict[str, Any]] = []
+        self.snapshots: list[dict[str, Any]] = []
+        self.lost_services: list[dict[str, Any]] = []
         self.start_ns = 0
         self._on_step = on_step
         self._deaths: list[str] = []
@@ -115,6 +125,8 @@ class Run:
         problems = self._finish()
         if problems and error is None:
             raise RunError("; ".join(problems))
+        for one in self.snapshots if error is not None else ():
+            error.add_note(told_of(one))
         for problem in problems:
             assert error is not None
             error.add_note(problem)
@@ -143,10 +155,13 @@ class Run:
         """Stop the ticks; on return every dimension is idle, and every process still alive.
 
         Raises:
-            RunError: a dimension is still inside a window, long after its end.
+            RunError: a process of the run has ended, and why; or a dimension is still inside a window, long after its
+                end.
         """
         self._send("halt")
         answer, _ = self._expect("halted")
+        if self._deaths:
+            raise RunError("; ".join(self._deaths))
         if answer["busy"]:
             raise RunError(f"{', '.join(answer['busy'])}: still inside a window long after its end")
 
@@ -188,7 +203,7 @@ class Run:
         """What the run counts, as plain data.
 
         Counters of the RTD and the orchestrator, CPU time (``/proc/PID/schedstat``) and memory of our services, and the
-        changes of amplitudes so far.
+        changes of amplitudes, restarts, snapshots and lost services so far.
         """
         cpu_ns = {name: _cpu_ns(pid) for name, pid in self.service_pids.items()}
         resident = {name: _resident_bytes(pid) for name, pid in self.service_pids.items()}
@@ -199,6 +214,9 @@ class Run:
             "cpu_ns": cpu_ns,
             "resident_bytes": resident,
             "retuned": list(self.retuned),
+            "restarts": [dict(one) for one in self.restarts],
+            "snapshots": list(self.snapshots),
+            "lost_services": list(self.lost_services),
         }
 
     # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -228,13 +246,31 @@ class Run:
             case "step":
                 self._on_step(message["name"])
             case "died":
-                said = f": {message['message']}" if message["message"] else ""
-                self._deaths.append(f"{message['who']} {message['how']}{said}")
+                self._note_death(message)
+            case "restarted":
+                self.dimension_pids[message["who"]] = message["pid"]
+                died = next(one for one in reversed(self.restarts) if one["name"] == message["who"])
+                died["up_ns"] = message["at_ns"]
+            case "snapshot":
+                self.snapshots.append({field: value for field, value in message.items() if field in _OF_SNAPSHOT})
             case "retuned":
                 changes = message["amplitudes"].items()
                 self.retuned += [{"at_ns": message["at_ns"], "name": name, "amplitude": to} for name, to in changes]
             case "failed":
                 raise RunError(message["message"])
+
+    def _note_death(self, message: dict[str, Any]) -> None:
+        who, how, said, at_ns = (message[key] for key in ("who", "how", "message", "at_ns"))
+        match message["then"]:
+            case "restart":
+                before = sum(one["name"] == who for one in self.restarts)
+                news = {"generation": before + 2, "how": how, "message": said, "died_ns": at_ns, "up_ns": None}
+                self.restarts.append({"name": who, **news})
+            case "go on":
+                self.service_pids.pop(who, None)
+                self.lost_services.append({"name": who, "how": how, "at_ns": at_ns})
+            case _:
+                self._deaths.append(f"{who} {how}" + (f": {said}" if said else ""))
 
     def _finish(self) -> list[str]:
         """Bring it down, whatever state it is in; returns what is wrong afterwards."""
@@ -250,6 +286,8 @@ class Run:
                 if message is not None and message["event"] == "down":
                     problems += message["leftovers"]
                     orderly = True
+                elif message is not None and message["event"] in ("step", "snapshot"):
+                    self._take(message)
         except TimeoutError:
             pass  # it hangs: what it leaves is cleared below
         self._socket.close()
@@ -264,6 +302,13 @@ class Run:
             problems.append(f"the supervisor ended with {code}, before it had taken the run down")
             problems += state.clear(Path(self.plan.state_root))
         return problems
+
+
+def told_of(snapshot: Mapping[str, Any]) -> str:
+    """One of :attr:`Run.snapshots` in a line."""
+    if "error" in snapshot:
+        return str(snapshot["error"])
+    return f"snapshot of {snapshot['dimension']} ({snapshot['why']}): vcg snapshot --show {snapshot['path']}"
 
 
 def plan_here(testbed: Testbed) -> Plan:

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vcg import shm
@@ -88,14 +88,20 @@ def receive(source: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 def wait_for_other(control: memoryview, phase: int) -> int:
     """Sleep until the control page shows another phase than this one, and return it."""
+    phase_at = shm.CONTROL.at("phase")
+    wait_until(control, lambda: control[phase_at] != phase)
+    return control[phase_at]
+
+
+def wait_until(control: memoryview, condition: Callable[[], bool]) -> None:
+    """Sleep until something holds that the supervisor says in the control page."""
     word_at = shm.CONTROL.at("futex")
     word = control[word_at : word_at + 1].cast("B").cast("I")
     wait = futex.waiter(futex.address_of(control, word_at), futex.MATCH_ANY)
-    phase_at = shm.CONTROL.at("phase")
     while True:
         seen = word[0]
-        if control[phase_at] != phase:
-            return control[phase_at]
+        if condition():
+            return
         wait(seen)
 
 
@@ -106,6 +112,8 @@ class Control:
         self.fd, self._words = shm.create("vcg-control", shm.CONTROL_BYTES)
         self._words[shm.CONTROL.at("magic")] = shm.MAGIC
         self._words[shm.CONTROL.at("epoch")] = epoch
+        for index in range(shm.MAX_DIMENSIONS):
+            self._words[shm.GENERATIONS_AT + index] = 1
         word_at = shm.CONTROL.at("futex")
         self._word = self._words[word_at : word_at + 1].cast("B").cast("I")
         self._wake = futex.waker(futex.address_of(self._words, word_at))
@@ -120,6 +128,12 @@ class Control:
         """Tell the orchestrator that the credits have changed; it takes them over in its next round."""
         self._words[shm.CONTROL.at("tuning")] += 1
 
+    def announce_generation(self, index: int, generation: int) -> None:
+        """Say which process of a dimension there is now, or, negative, which has died; see ``shm.GENERATIONS_AT``."""
+        self._words[shm.GENERATIONS_AT + index] = generation
+        self._words[shm.CONTROL.at("lives")] += 1
+        self._wake_all()
+
     @property
     def phase(self) -> int:
         """What the run is to do now."""
@@ -130,5 +144,8 @@ class Control:
         if start_ns is not None:
             self._words[shm.CONTROL.at("start_ns")] = start_ns
         self._words[shm.CONTROL.at("phase")] = phase
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         self._word[0] = (self._word[0] + 1) & 0xFFFFFFFF
         self._wake(futex.MATCH_ANY)

@@ -27,6 +27,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -99,16 +101,23 @@ class Cause(IntEnum):
     """It waited for the edge, but got the CPU only when the window was over."""
     NO_TOKEN = 3
     """It was there in time, and found no token."""
+    DOWN = 4
+    """Its process had died, and the next one was not there yet; also the window in which it died."""
 
 
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-CONTROL = Record(("magic", "epoch", "phase", "start_ns", "futex", "tuning"))
-"""``tuning`` counts changes of the amplitudes while the run goes on; the credits behind it are complete before."""
+CONTROL = Record(("magic", "epoch", "phase", "start_ns", "futex", "tuning", "lives"))
+"""What ``tuning`` and ``lives`` count is complete before they do.
+
+``tuning`` counts changes of the amplitudes while the run goes on, ``lives`` deaths and restarts of dimensions.
+"""
 CREDITS_AT = 512 // WORD
 """One word for each dimension: its own credit for each window, in ns."""
 AMPLITUDES_AT = CREDITS_AT + MAX_DIMENSIONS
 """One word for each dimension: its amplitude, in millionths."""
 AMPLITUDE_ONE = 1_000_000
+GENERATIONS_AT = AMPLITUDES_AT + MAX_DIMENSIONS
+"""One word for each dimension: the generation of its process, from 1 on; negative from its death to its successor."""
 CONTROL_BYTES = PAGE
 
 # ── ticks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,11 +189,14 @@ COUNTERS = Record(
         "behind",
         "held",
         "held_in",
+        "generation",
     )
 )
 """The orchestrator's account of one dimension: its own arithmetic, not what the dimension claims.
 
 Up to ``contained`` they only grow; the others tell how things stand now. The terms are those of ``vcg.tokens``.
+``generation`` is the word of the control page that the orchestrator has acted on: once it is negative, the lease of the
+dead process has been taken back.
 """
 COUNTERS_AT = TOKENS_AT + MAX_DIMENSIONS * TOKEN_SLOTS * TOKEN_WORDS
 COUNTER_WORDS = 32
@@ -219,8 +231,8 @@ GAUGE_WORDS = 16
 GAUGES_BYTES = (GAUGES_AT + MAX_DIMENSIONS * GAUGE_WORDS) * WORD
 
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-STATUS_HEADER = Record(("magic", "epoch", "dimension", "state", "pid", "head", "message_bytes"))
-"""``head`` counts window records written since the start; record k lies in slot ``k % WINDOW_SLOTS``."""
+STATUS_HEADER = Record(("magic", "epoch", "dimension", "state", "pid", "head", "message_bytes", "generation"))
+"""``head`` counts window records written since the start; record k, of window k, lies in slot ``k % WINDOW_SLOTS``."""
 MESSAGE_AT_BYTES = 512
 MESSAGE_BYTES = PAGE - MESSAGE_AT_BYTES
 
@@ -314,6 +326,28 @@ def attach(fd: int, *, writable: bool = False, inherited: bool = False) -> memor
     return memoryview(mapping).cast("q")
 
 
+class Owned:
+    """A region that its owner lends to single children: mapped writable before it is sealed, and not inherited.
+
+    After the seal no mapping of the descriptor can be writable any more; a child that is to write there has to inherit
+    this one.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._mapping = mmap.mmap(fd, os.fstat(fd).st_size)
+        self._mapping.madvise(mmap.MADV_DONTFORK)
+        self.words = memoryview(self._mapping).cast("q")
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Who is forked inside the block inherits the mapping."""
+        self._mapping.madvise(mmap.MADV_DOFORK)
+        try:
+            yield
+        finally:
+            self._mapping.madvise(mmap.MADV_DONTFORK)
+
+
 def peek(fd: int) -> memoryview:
     """A copy of a region's first page, for somebody who must not map it (yet)."""
     return memoryview(os.pread(fd, PAGE, 0)).cast("q")
@@ -333,3 +367,25 @@ def read_message(status: memoryview) -> str:
     length = min(max(status[STATUS_HEADER.at("message_bytes")], 0), MESSAGE_BYTES)
     at = MESSAGE_AT_BYTES // WORD
     return bytes(status[at : at + MESSAGE_BYTES // WORD].cast("B")[:length]).decode(errors="replace")
+
+
+def newest_record(status: memoryview, epoch: int, latest: int) -> int:
+    """The newest window of which a status page holds a record, -1 if it holds none; the page is not trusted.
+
+    A page that its owner has kept in order says so itself. In any other the newest record is looked for that lies in
+    its place.
+
+    Args:
+        epoch: of this run.
+        latest: the newest window that has been published.
+    """
+    oldest = max(-1, latest - WINDOW_SLOTS)
+    claimed = status[STATUS_HEADER.at("head")] - 1
+    if oldest <= claimed <= latest and (claimed < 0 or _lies_there(status, epoch, claimed)):
+        return claimed
+    return next((window for window in range(latest, oldest, -1) if _lies_there(status, epoch, window)), oldest)
+
+
+def _lies_there(status: memoryview, epoch: int, window: int) -> bool:
+    at = WINDOWS_AT + window % WINDOW_SLOTS * WINDOW_WORDS
+    return status[at] == window and status[at + 1] == epoch

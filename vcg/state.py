@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from vcg import snapshot
 from vcg.errors import RunError
 from vcg.linux import cgroup, loop, mount
 
@@ -96,14 +97,26 @@ class StateRoot:
         self._replace(path, str(epoch))
         return epoch
 
-    def note(self, epoch: int, cgroups: Sequence[Path], mount_root: Path, made_mount_root: bool) -> None:
-        """Journal what is about to be built."""
+    def note(
+        self,
+        epoch: int,
+        cgroups: Sequence[Path],
+        mount_root: Path,
+        made_mount_root: bool,
+        snapshots: Path | None = None,
+    ) -> None:
+        """Journal what is about to be built.
+
+        Args:
+            snapshots: where the run will make some, if asked to.
+        """
         content = {
             "epoch": epoch,
             "supervisor": os.getpid(),
             "cgroups": [str(path) for path in cgroups],
             "mount_root": str(mount_root),
             "made_mount_root": made_mount_root,
+            "snapshots": None if snapshots is None else str(snapshots),
         }
         self._replace(self.journal, json.dumps(content))
 
@@ -139,6 +152,7 @@ class StateRoot:
             lambda: self._give_loops_back(deadline_ns),
             lambda: [f"cgroup {path} can't be removed" for path in cgroup.remove(directories, deadline_ns)],
             self._remove_files,
+            lambda: _discard_parts(noted) if noted else [],
             lambda: _remove_mount_root(mount_root) if mount_root and noted["made_mount_root"] else [],
         ]
         problems = [problem for step in steps for problem in attempt(step)]
@@ -147,11 +161,15 @@ class StateRoot:
         return problems
 
     def _give_loops_back(self, deadline_ns: int) -> list[str]:
-        for device in loop.backed_by(self.path):
+        for device in self._loops():
             loop.detach(device)
-        while (bound := loop.backed_by(self.path)) and time.monotonic_ns() < deadline_ns:
+        while (bound := self._loops()) and time.monotonic_ns() < deadline_ns:
             time.sleep(_POLL_S)
         return [f"{device} is still bound to {image}" for device, image in bound.items()]
+
+    def _loops(self) -> dict[Path, Path]:
+        """Devices bound to our images; somebody may have bound one to a snapshot, further below, to look into it."""
+        return {device: image for device, image in loop.backed_by(self.path).items() if image.parent == self.path}
 
     def _remove_files(self) -> list[str]:
         for leftover in [*self.path.glob("*.img"), *self.path.glob("*.new"), self.socket, self.control]:
@@ -162,6 +180,14 @@ class StateRoot:
 def control_socket(state_root: Path) -> Path:
     """Where a run with this state root takes requests."""
     return state_root / "control.sock"
+
+
+def _discard_parts(noted: dict[str, Any]) -> list[str]:
+    """Remove snapshots that a run has begun and not finished; the others stay."""
+    if noted.get("snapshots"):
+        run = snapshot.run_name(noted["supervisor"], noted["epoch"])
+        snapshot.discard_parts(Path(noted["snapshots"]), run)
+    return []
 
 
 def attempt(step: Callable[[], list[str] | None]) -> list[str]:

@@ -18,6 +18,7 @@ import json
 import linecache
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -26,19 +27,22 @@ import traceback
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vcg import control, service, shm, storage
+from vcg import control, orders, service, shm, storage
 from vcg.dimension import Dimension
 from vcg.errors import RunError
 from vcg.linux import cgroup, memory, mount, openat2, prctl, sandbox, sched
 from vcg.plan import DimensionPlan, Plan, retuned
 from vcg.shm import Phase, State
 from vcg.state import StateRoot, attempt, lock_mount_root
+from vcg.succession import Succession
+from vcg.warden import Standing
 
 PRIORITY = 82
 """Above every dimension, so that none of them can keep it from stopping them; below the RTD and the orchestrator."""
@@ -50,6 +54,12 @@ _LEAVE_S = 2.0
 _POLL_S = 0.001
 _TAIL_BYTES = 2048
 _TAIL_LINES = 10
+_PATIENCE_S = 0.01
+"""Between two looks at a dimension that may not be launched yet."""
+_SNAPSHOT_S = 45.0
+"""So long the end of a run, or of its ticks, waits for snapshots; its client waits longer for an answer."""
+_DISPENSABLE = ("relay", "gauges", orders.NAME)
+"""Services that only serve readers: without them the run goes on."""
 _CONTROLLERS_OF = {"fifo": ("cpuset", "memory", "pids"), "other": ("cpu", "cpuset", "memory", "pids")}
 """And ``io`` for those that have limits of it."""
 
@@ -76,6 +86,48 @@ class Child:
     is_program: bool = False
 
 
+class Stage(Enum):
+    """Where the replacement of a dimension's process stands."""
+
+    UP = auto()
+    DYING = auto()
+    """It has ended; what else is in its group has been killed, but is not gone."""
+    DOWN = auto()
+    """Nothing is left of it; the next one is waited for."""
+    STARTING = auto()
+
+
+@dataclass
+class Life:
+    """A dimension whose process may be replaced by another.
+
+    Attributes:
+        page: its status page, writable, for its next process.
+        pid: of its present process, or the last one.
+        kept: windows that it had kept when its present process began.
+        until_ns: of a stage: its deadline, or the end of the backoff.
+        delay_ns: the backoff.
+        is_parked: its gate has noticed that the program is gone, and waits for the next.
+        is_at_gate: its gate has been told that the next program is there.
+    """
+
+    dimension: DimensionPlan
+    succession: Succession
+    page: shm.Owned
+    stage: Stage = Stage.UP
+    pid: int = 0
+    kept: int = 0
+    until_ns: int = 0
+    delay_ns: int = 0
+    is_parked: bool = False
+    is_at_gate: bool = False
+
+    @property
+    def may_be_launched_into(self) -> bool:
+        """Nobody but us may write into its page, or freeze its group."""
+        return self.stage is Stage.DOWN and (self.is_parked or not self.dimension.program)
+
+
 class Supervisor:
     """One run, from nothing to nothing."""
 
@@ -98,7 +150,15 @@ class Supervisor:
         self._credits_ns = [d.credit_ns for d in plan.dimensions]
         self._control: service.Control | None = None
         self._door: control.Door | None = None
+        self._orders: orders.Orders | None = None
+        self._began_ns = time.monotonic_ns()
         self._plan_fd = -1
+        self._epoch = 0
+        self._several_nodes = False
+        self._is_serving = False
+        self._lives: dict[str, Life] = {}
+        self._gates: dict[str, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
         self.regions: list[int] = []
         """The control page, ticks, tokens, gauges, and every status page, for readers."""
         self._ticks: memoryview | None = None
@@ -112,16 +172,21 @@ class Supervisor:
         if programs and cgroup.observe().unified is None:
             names = ", ".join(d.name for d in programs)
             raise RunError(f"{names}: the freezer gate needs a cgroup v2 tree, none is mounted (see: vcg doctor)")
-        epoch = self.state.next_epoch()
+        for d in self.plan.dimensions:
+            if "oom" in d.snapshot and cgroup.observe().backend("memory") is None:
+                raise RunError(f"{d.name}: snapshot oom: no memory controller counts what the kernel kills here")
+            if d.snapshot and d.storage == "tmpfs" and shutil.which("zstd") is None:
+                raise RunError(f"{d.name}: snapshot of a tmpfs: zstd not found (apt-get install zstd)")
+        epoch = self._epoch = self.state.next_epoch()
         self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
         made = not self._mount_root.exists()
-        self.state.note(epoch, self._group.directories, self._mount_root, made)
+        self.state.note(epoch, self._group.directories, self._mount_root, made, Path(self.plan.snapshots.directory))
         self._mount_root.mkdir(parents=True, exist_ok=True)
         self._claim = lock_mount_root(self._mount_root)
         self._step("cgroups")
         self._group.create()
-        services = cgroup.Group(self._group, "services", ())
+        services = self._services = cgroup.Group(self._group, "services", ())
         services.create()
         self._step("images")
         images = {d.name: self.state.image(d.name) for d in self.plan.dimensions if d.storage == "ext4"}
@@ -133,7 +198,7 @@ class Supervisor:
         mount.enter_private_namespace()
         mount.mount("tmpfs", self._mount_root, "tmpfs", mount.MS_NODEV | mount.MS_NOSUID, "size=64k,mode=755")
         self._mounts.append(self._mount_root)
-        several_nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1
+        several_nodes = self._several_nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1
         for d in self.plan.dimensions:
             root = self._mount_root / d.name
             root.mkdir()
@@ -153,12 +218,13 @@ class Supervisor:
         tokens_fd = self._serve("orchestrator", services, plan_fd, control_fd, [ticks_fd, *status_fds])
         orchestrator = self._sockets[-1]
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = listener
         self._sockets.append(listener)
         listener.bind(str(self.state.socket))
         listener.listen()
         self._serve("relay", services, plan_fd, control_fd, [ticks_fd, listener.fileno()])
         gauges = self._begin("gauges", services, plan_fd, control_fd)
-        gates = {
+        gates = self._gates = {
             d.name: self._begin(
                 _gate_of(d), services, plan_fd, control_fd, [ticks_fd, tokens_fd, status_fd], module="gate"
             )
@@ -167,9 +233,10 @@ class Supervisor:
         }
         self._ticks, self._tokens = shm.attach(ticks_fd), shm.attach(tokens_fd)
         self._step("dimensions")
-        regions = (control_fd, ticks_fd, tokens_fd)
+        self.regions = [control_fd, ticks_fd, tokens_fd]
         for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True):
-            self._launch(d, self._group, epoch, regions, status_fd, several_nodes)
+            self._confine(d, self._group)
+            self._launch(d, partial(shm.attach, status_fd, writable=True, inherited=True))
         self._await_ready(dict(zip((d.name for d in self.plan.dimensions), status_fds, strict=True)))
         for d in programs:
             service.send(gates[d.name], {"dimension": d.index, "group": str(self._groups[d.name].unified)})
@@ -178,15 +245,30 @@ class Supervisor:
         for d, status_fd in zip(self.plan.dimensions, status_fds, strict=True):
             recorder = self._child(_gate_of(d) if d.program else d.name)
             recorder.dimension = d
-            if d.program:
-                self._child(d.name).status = shm.attach(status_fd, writable=True)
+            if d.program or d.restarts:
+                page = shm.Owned(status_fd)
+                process = self._child(d.name)
+                process.status = page.words
+                if d.restarts:
+                    self._lives[d.name] = Life(d, Succession(d.restarts, d.backoff_ns), page, pid=process.pid)
             shm.seal(status_fd)
             recorder.status = shm.attach(status_fd)
         service.send(orchestrator, {"groups": {name: str(group.unified) for name, group in self._groups.items()}})
         service.send(gauges, {"sources": {d.name: self._sources(d) for d in self.plan.dimensions}})
         gauges_fd = self._await_service("gauges", gauges)
-        self.regions = [control_fd, ticks_fd, tokens_fd, gauges_fd, *status_fds]
-        self._door = control.Door(self.state.control, {"attach": self._attach, "amplitude": self._amplitude})
+        self.regions += [gauges_fd, *status_fds]
+        subjects = {d.name: self._subject(d, images.get(d.name)) for d in self.plan.dimensions}
+        tell = partial(orders.tell, self.client)
+        self._orders = orders.Orders(self._begin_snapshotter, self._began_ns, subjects, tell)
+        if any(d.snapshot for d in self.plan.dimensions):
+            self._orders.engage()
+        requests = {
+            "attach": self._attach,
+            "amplitude": self._amplitude,
+            "snapshot": self._snapshot,
+            "snapshot result": self._snapshot_result,
+        }
+        self._door = control.Door(self.state.control, requests)
         sched.pin(self.plan.housekeeping.cpus)
         sched.set_fifo(PRIORITY)
 
@@ -230,29 +312,42 @@ class Supervisor:
             raise RunError(f"{name} (pid {pid}) ended while it was starting: its error is on the terminal above")
         return fds[0] if fds else -1
 
-    def _launch(
-        self,
-        d: DimensionPlan,
-        outer: cgroup.Group,
-        epoch: int,
-        regions: tuple[int, int, int],
-        status_fd: int,
-        bind_memory: bool,
-    ) -> None:
+    def _confine(self, d: DimensionPlan, outer: cgroup.Group) -> None:
+        """Make the control group of a dimension."""
         controllers = (*_CONTROLLERS_OF[d.policy], *(("io",) if d.io else ()))
-        group = self._groups[d.name] = cgroup.Group(outer, d.name, controllers)
+        group = self._groups[d.name] = cgroup.Group(outer, d.name, controllers, in_cell=True)
         group.create()
         group.limit(cpus=d.cpus, node=d.node, memory_bytes=d.memory_bytes, pids=d.pids)
         limit_cpu(group, d, d.amplitude, d.credit_ns)
         if d.io:
             group.limit_io(self.loops[d.name], d.io)
+
+    def _launch(self, d: DimensionPlan, status: Callable[[], memoryview], generation: int = 1) -> Child:
+        """Fork the process of a dimension.
+
+        Args:
+            status: called there, gives it its status page, writable.
+        """
         supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            status = shm.attach(status_fd, writable=True, inherited=True)
-            filter_ = self.filters.get(d.name, b"")
-            _become(d, epoch, regions, status, group, self._mount_root / d.name, supervisor, bind_memory, filter_)
-        self.children.append(Child(d.name, pid, os.pidfd_open(pid), is_program=bool(d.program)))
+            root, filter_ = self._mount_root / d.name, self.filters.get(d.name, b"")
+            control_fd, ticks_fd, tokens_fd, *_ = self.regions
+            _become(
+                d,
+                self._epoch,
+                generation,
+                (control_fd, ticks_fd, tokens_fd),
+                status(),
+                self._groups[d.name],
+                root,
+                supervisor,
+                self._several_nodes,
+                filter_,
+            )
+        child = Child(d.name, pid, os.pidfd_open(pid), is_program=bool(d.program))
+        self.children.append(child)
+        return child
 
     def _await_ready(self, status_fds: Mapping[str, int]) -> None:
         """Wait until every dimension is confined, or one has failed.
@@ -293,32 +388,67 @@ class Supervisor:
         }
         return {name: None if path is None else str(path) for name, path in files.items()}
 
+    def _subject(self, d: DimensionPlan, image: Path | None) -> dict[str, Any]:
+        """What a snapshot of a dimension takes, see :class:`vcg.snapshotter.Source`."""
+        group = self._groups[d.name]
+        memory, device = group.directory("memory"), self.loops.get(d.name)
+        memory_file = "memory.events" if group.hierarchies.backend("memory") == "v2" else "memory.oom_control"
+        return {
+            "root": str(self._mount_root / d.name),
+            "image": image and str(image),
+            "device": device and Path("/sys/dev/block/{}:{}".format(*device)).resolve().name,
+            "group": "/".join(group.directories[0].parts[-2:]) if group.directories else d.name,
+            "cell": group.cell and str(group.cell),
+            "memory": memory and str(memory / memory_file),
+            "pid": self._child(d.name).pid,
+            "generation": 1,
+        }
+
+    def _begin_snapshotter(self) -> tuple[int, socket.socket]:
+        control_fd, ticks_fd, tokens_fd, _, *status_fds = self.regions
+        fds = [ticks_fd, tokens_fd, *status_fds]
+        ours = self._begin(orders.NAME, self._services, self._plan_fd, control_fd, fds)
+        child = self.children[-1]
+        if self._is_serving:
+            self._selector.register(child.pidfd, selectors.EVENT_READ)
+        return child.pid, ours
+
     # ── serve ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def serve(self) -> None:
         """Obey the client until it says ``finish`` or goes away; answer others that come to the control socket."""
-        assert self._door is not None
+        assert self._door is not None and self._orders is not None
         pids = {child.name: child.pid for child in self.children}
         report = {"event": "ready", "pids": pids, "loops": self.loops, "supervisor": os.getpid()}
         service.send(self.client, report, self.regions)
-        orders: dict[str, Callable[[], None]] = {"start": self._start, "halt": self._halt}
+        obey: dict[str, Callable[[], None]] = {"start": self._start, "halt": self._halt}
         signals, wakeup = socket.socketpair()
         signals.setblocking(False)
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        with selectors.DefaultSelector() as selector, signals, wakeup:
+        with self._selector as selector, signals, wakeup:
             selector.register(self.client, selectors.EVENT_READ)
             selector.register(signals, selectors.EVENT_READ)
+            selector.register(self._orders, selectors.EVENT_READ)
+            for child in self.children:
+                selector.register(child.pidfd, selectors.EVENT_READ)
+            self._is_serving = True
             self._reap()
             while True:
                 rest_s = self._door.rest_s()
                 if rest_s == 0 and self._door not in selector.get_map():
                     selector.register(self._door, selectors.EVENT_READ)
-                for key, _ in selector.select(rest_s or None):
+                waits_s = [wait_s for wait_s in (rest_s or None, self._replace()) if wait_s is not None]
+                for key, _ in selector.select(min(waits_s, default=None)):
                     if key.fileobj is signals:
-                        signals.recv(4096)
+                        with contextlib.suppress(BlockingIOError):
+                            signals.recv(4096)
                         self._reap()
+                    elif isinstance(key.fileobj, int):  # a process of ours has ended; it may have been reaped just now
+                        self._reap()
+                    elif key.fileobj is self._orders:
+                        self._orders.hear()
                     elif key.fileobj is self._door:
                         self._door.serve()
                         selector.unregister(self._door)
@@ -327,7 +457,7 @@ class Supervisor:
                         order = message["do"] if message else "finish"
                         if order == "finish":
                             return
-                        orders[order]()
+                        obey[order]()
 
     def _start(self) -> None:
         assert self._control is not None
@@ -342,16 +472,34 @@ class Supervisor:
         longest_s = max(d.period_ns for d in self.plan.dimensions) / 1e9
         deadline = time.monotonic() + 2 * longest_s + 1
         phase_at = shm.TICKS_HEADER.at("phase")
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline + (_SNAPSHOT_S if self._is_holding() else 0):
+            self._reap()
+            self._replace()
+            has_stopped = self._ticks[phase_at] == Phase.HALT or not self._is_alive("rtd")
             busy = [child.name for child in self.children if self._is_busy(child)]
-            if self._ticks[phase_at] == Phase.HALT and not busy:
+            if has_stopped and not busy and all(life.stage is not Stage.DYING for life in self._lives.values()):
                 break
             time.sleep(_POLL_S)
+        for life in self._lives.values():
+            if life.may_be_launched_into:
+                self._record_absence(life)
         service.send(self.client, {"event": "halted", "busy": busy})
+
+    def _is_holding(self) -> bool:
+        """Whether a dimension may be held for a snapshot."""
+        assert self._orders is not None
+        self._orders.hear()
+        return self._orders.is_open()
+
+    def _is_alive(self, name: str) -> bool:
+        return any(child.name == name and not _has_ended(child) for child in self.children)
 
     def _is_busy(self, child: Child) -> bool:
         """Whether the newest published window of a dimension has no record yet; one that is held will not leave any."""
         if child.dimension is None or child.status is None or self._ticks is None or _has_ended(child):
+            return False
+        life = self._lives.get(child.dimension.name)
+        if life is not None and life.may_be_launched_into:
             return False
         held_at = shm.COUNTERS_AT + child.dimension.index * shm.COUNTER_WORDS + shm.COUNTERS.at("held")
         if self._tokens is not None and self._tokens[held_at]:
@@ -403,6 +551,30 @@ class Supervisor:
             ) from error
         return {"at_ns": at_ns, "changed": changed}, ()
 
+    def _snapshot(self, request: dict[str, Any]) -> control.Answer:
+        """Order a snapshot; what comes of it can be asked for by its number.
+
+        Raises:
+            RunError: there is no such dimension, or it can't be ordered.
+        """
+        assert self._orders is not None
+        name = request.get("dimension")
+        if name not in self._groups:
+            raise RunError(f"{name}: no dimension of this run: expected one of {', '.join(self._groups)}")
+        return {"number": self._orders.order(str(name), "demand")}, ()
+
+    def _snapshot_result(self, request: dict[str, Any]) -> control.Answer:
+        """What has come of an order.
+
+        Raises:
+            RunError: it was never given, or long ago.
+        """
+        assert self._orders is not None
+        number = request.get("number")
+        if not isinstance(number, int):
+            raise RunError("number: expected that of an order for a snapshot")
+        return {"result": self._orders.result(number)}, ()
+
     def _notify(self, message: dict[str, Any]) -> None:
         """Tell our own client of something that others have asked for.
 
@@ -431,6 +603,7 @@ class Supervisor:
         said = shm.read_message(child.status) if child.status is not None else ""
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
         self.children.remove(child)
+        self._selector.unregister(child.pidfd)
         os.close(child.pidfd)
         if child.is_program and child.status is not None:
             state_at = shm.STATUS_HEADER.at("state")
@@ -439,7 +612,189 @@ class Supervisor:
                 return
             child.status[state_at] = State.FAILED
             said = said or _last_lines(self._mount_root / child.name)
-        service.send(self.client, {"event": "died", "who": child.name, "how": how, "message": said})
+        assert self._control is not None and self._orders is not None
+        if child.name in self._groups:
+            self._keep_evidence(child, code, how, said)
+        elif child.pid == self._orders.pid:
+            self._orders.lost(how)
+        then, life = "stop", self._lives.get(child.name)
+        if life is not None and self._control.phase <= Phase.RUN:
+            delay_ns = life.succession.fail(self._kept(life.dimension) - life.kept)
+            if delay_ns is not None:
+                then = "restart"
+                self._clear_away(life, delay_ns)
+            else:
+                how += f", its failure number {life.succession.failures} in a row"
+        elif child.name in _DISPENSABLE:
+            then = "go on"
+            if child.name == "relay":
+                self._close_listener()
+        elif child.name not in self._groups:
+            said = "the run can't go on without it, and has been stopped"
+            if self._control.phase == Phase.RUN:
+                self._control.enter(Phase.HALT)
+        news = {"event": "died", "who": child.name, "how": how, "message": said, "then": then}
+        service.send(self.client, {**news, "at_ns": time.monotonic_ns()})
+
+    def _keep_evidence(self, child: Child, code: int, how: str, said: str) -> None:
+        """The process of a dimension has failed: have a snapshot taken, if wanted, and hold what else is in it."""
+        assert self._orders is not None
+        d = next(d for d in self.plan.dimensions if d.name == child.name)
+        if not {"crash", "oom"} & set(d.snapshot):
+            return
+        life = self._lives.get(d.name)
+        generation = life.succession.generation if life else 1
+        process = {"pid": child.pid, "generation": generation, "code": code, "how": how, "said": said}
+        try:
+            self._orders.order(d.name, "death", process)
+            self._orders.hold(d.name)
+        except (RunError, OSError) as error:
+            orders.tell(self.client, {"event": "snapshot", "dimension": d.name, "why": "crash", "error": str(error)})
+
+    def _close_listener(self) -> None:
+        """Nobody accepts subscribers any more: let them be refused, not wait."""
+        self._listener.close()
+        self.state.socket.unlink(missing_ok=True)
+
+    # ── one process in the place of another ──────────────────────────────────────────────────────────────────────────
+
+    def _clear_away(self, life: Life, delay_ns: int) -> None:
+        """The process of a dimension has failed: kill what else is in its group, and have another one launched."""
+        now_ns = time.monotonic_ns()
+        life.stage, life.delay_ns, life.until_ns = Stage.DYING, delay_ns, now_ns + int(_LEAVE_S * 1e9)
+        cgroup.kill(self._groups[life.dimension.name].directories, now_ns)
+
+    def _replace(self) -> float | None:
+        """Do what can be done now for dimensions whose process has failed; when to look again, in s."""
+        waits_s = [wait_s for life in self._lives.values() if (wait_s := self._bring_on(life)) is not None]
+        return min(waits_s, default=None)
+
+    def _bring_on(self, life: Life) -> float | None:
+        """The next step from one process of a dimension to its successor, if it can be taken.
+
+        Returns:
+            When to look again, in s; None if there is nothing to wait for.
+        """
+        d, now_ns = life.dimension, time.monotonic_ns()
+        assert self._control is not None
+        match life.stage:
+            case Stage.DYING:
+                if self._groups[d.name].members():
+                    if now_ns > life.until_ns:
+                        raise RunError(f"{d.name}: what is left of it survives SIGKILL: is it stuck in I/O?")
+                    cgroup.kill(self._groups[d.name].directories, now_ns)
+                    return _POLL_S
+                life.stage, life.until_ns = Stage.DOWN, now_ns + life.delay_ns
+                self._control.announce_generation(d.index, -life.succession.generation)
+                return 0.0
+            case Stage.DOWN:
+                is_free = self._is_written_off(life)  # first, so that the gate is heard whatever else is waited for
+                if self._control.phase > Phase.RUN:
+                    return None if is_free else _PATIENCE_S
+                if now_ns < life.until_ns:
+                    return min(_PATIENCE_S, (life.until_ns - now_ns) / 1e9)
+                assert self._orders is not None
+                if not is_free or self._orders.is_open(d.name):
+                    return _PATIENCE_S
+                self._relaunch(life)
+                return _POLL_S
+            case Stage.STARTING:
+                if life.page.words[shm.STATUS_HEADER.at("state")] == State.READY and self._is_held(life):
+                    self._announce(life)
+                    return None
+                if now_ns > life.until_ns:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(life.pid, signal.SIGKILL)
+                return _POLL_S
+        return None
+
+    def _is_written_off(self, life: Life) -> bool:
+        """Whether nothing of a dead process has a say any more.
+
+        Its gate has let go of the group, the orchestrator has taken its lease back, and nobody is held for its debts:
+        who could shed them by dying, would.
+        """
+        assert self._control is not None and self._tokens is not None
+        d = life.dimension
+        if d.program and not life.is_parked:
+            life.is_parked = self._hears_from_gate(d)
+            if not life.is_parked:
+                return False
+        if self._control.phase != Phase.RUN:
+            return True
+        at = shm.COUNTERS_AT + d.index * shm.COUNTER_WORDS
+        has_lease_back = self._tokens[at + shm.COUNTERS.at("generation")] == -life.succession.generation
+        return has_lease_back and self._tokens[at + shm.COUNTERS.at("held")] == Standing.FREE
+
+    def _hears_from_gate(self, d: DimensionPlan) -> bool:
+        """Whether the gate of a dimension has said something."""
+        gate = self._gates[d.name]
+        gate.setblocking(False)
+        try:
+            message, _ = service.receive(gate)
+        except BlockingIOError:
+            return False
+        return message is not None
+
+    def _relaunch(self, life: Life) -> None:
+        """Launch the next process of a dimension, where the last one was."""
+        d, page = life.dimension, life.page
+        if not d.program:  # of a program it is the gate that keeps the records
+            self._mend_page(life)
+        page.words[shm.STATUS_HEADER.at("state")] = State.STARTING
+        page.words[shm.STATUS_HEADER.at("message_bytes")] = 0
+        life.succession.generation += 1
+        with page.lent():
+            child = self._launch(d, lambda: page.words, life.succession.generation)
+        child.status = page.words
+        child.dimension = None if d.program else d
+        self._selector.register(child.pidfd, selectors.EVENT_READ)
+        life.stage, life.pid, life.until_ns = Stage.STARTING, child.pid, time.monotonic_ns() + int(_READY_S * 1e9)
+        life.is_at_gate = False
+
+    def _is_held(self, life: Life) -> bool:
+        """Whether a process that is ready may go on; a program only once it is frozen."""
+        d = life.dimension
+        if not d.program:
+            return True
+        if not life.is_at_gate:
+            life.is_at_gate = True
+            service.send(self._gates[d.name], {"generation": life.succession.generation})
+        return self._hears_from_gate(d)
+
+    def _announce(self, life: Life) -> None:
+        """Another process is there: tell everybody."""
+        assert self._control is not None
+        name, generation = life.dimension.name, life.succession.generation
+        life.stage, life.kept, life.is_parked = Stage.UP, self._kept(life.dimension), False
+        self._control.announce_generation(life.dimension.index, generation)
+        assert self._orders is not None
+        self._orders.update(name, pid=life.pid, generation=generation)
+        news = {"event": "restarted", "who": name, "generation": generation, "pid": life.pid}
+        service.send(self.client, {**news, "at_ns": time.monotonic_ns()})
+
+    def _kept(self, d: DimensionPlan) -> int:
+        """Windows that a dimension has kept so far, by the orchestrator's books."""
+        assert self._tokens is not None
+        at = shm.COUNTERS_AT + d.index * shm.COUNTER_WORDS
+        return self._tokens[at + shm.COUNTERS.at("settled")] - self._tokens[at + shm.COUNTERS.at("overruns")]
+
+    def _mend_page(self, life: Life) -> None:
+        """Whatever the dead process has left in its status page, let its records end where they end."""
+        assert self._ticks is not None
+        latest = self._ticks[shm.LATEST_AT + life.dimension.index]
+        newest = shm.newest_record(life.page.words, self._epoch, latest)
+        life.page.words[shm.STATUS_HEADER.at("head")] = newest + 1
+
+    def _record_absence(self, life: Life) -> None:
+        """The ticks have stopped, and no other process will come: leave the records of the windows that went by."""
+        assert self._control is not None and self._ticks is not None and self._tokens is not None
+        if not life.dimension.program:
+            self._mend_page(life)
+        control_words = shm.attach(self._control.fd)
+        Dimension(
+            life.dimension, self._epoch, control_words, self._ticks, self._tokens, life.page.words
+        ).record_absence()
 
     # ── down ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -449,7 +804,13 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         if self._control is not None:
             self._control.enter(Phase.FINISH)
-        deadline = time.monotonic() + _LEAVE_S
+        # Without the clock nobody learns that the run is over.
+        leave_s = _LEAVE_S if self._is_alive("rtd") else 0
+        if self._orders is not None:
+            self._passes("snapshots")
+            self._orders.finish(_SNAPSHOT_S)
+        deadline = time.monotonic() + leave_s
+        self._passes("leave")
         if self._door is not None:
             self._door.close()
         for one in self._sockets:
@@ -457,12 +818,22 @@ class Supervisor:
         for child in self.children:
             while not child.is_program and not _has_ended(child) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-        problems = attempt(self._end_processes) + attempt(self._remove_groups)
+        self._passes("end")
+        problems = attempt(self._end_processes)
+        self._passes("ungroup")
+        problems += attempt(self._remove_groups)
+        self._passes("unmount")
         for point in reversed(self._mounts):
             problems += attempt(partial(mount.unmount, point, detach=True))
         if self._claim >= 0:
             os.close(self._claim)  # before the mount root is removed, which claims it again
+        self._passes("remove")
         return problems + self.state.reconcile()
+
+    def _passes(self, step: str) -> None:
+        """Name a step of the way down to a client that may not listen any more."""
+        with contextlib.suppress(OSError):
+            self.client.send(json.dumps({"event": "step", "name": step}).encode(), socket.MSG_DONTWAIT)
 
     def _end_processes(self) -> list[str]:
         kill_by_ns = time.monotonic_ns() + int(_LEAVE_S * 1e9)
@@ -559,6 +930,7 @@ def resolve_workload(name: str) -> Callable[[Dimension], None]:
 def _become(
     d: DimensionPlan,
     epoch: int,
+    generation: int,
     regions: tuple[int, int, int],
     status: memoryview,
     group: cgroup.Group,
@@ -575,11 +947,13 @@ def _become(
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
         prctl.die_with_parent(supervisor)  # and once more after the change of uid, which clears it
         group.enter()
         prctl.set_name(f"vcg:{d.name}")
-        for name, value in (("magic", shm.MAGIC), ("epoch", epoch), ("dimension", d.index), ("pid", os.getpid())):
+        identity = {"epoch": epoch, "dimension": d.index, "pid": os.getpid(), "generation": generation}
+        for name, value in {"magic": shm.MAGIC, **identity}.items():
             status[shm.STATUS_HEADER.at(name)] = value
         workload = None if d.program else resolve_workload(d.workload)
         os.environ.clear()  # the interpreter itself may have set LC_CTYPE
@@ -599,10 +973,13 @@ def _become(
         sandbox.take(sandbox.surrendering(d.uid, supervisor, filter_, groups, processes))
         gc.collect()
         gc.freeze()
-        dimension = Dimension(d, epoch, control, ticks, tokens, status)
+        dimension = Dimension(d, epoch, control, ticks, tokens, status, generation=generation)
         status[state_at] = State.READY
         if workload is None:
-            service.wait_for_other(control, Phase.HOLD)
+            phase_at, generation_at = shm.CONTROL.at("phase"), shm.GENERATIONS_AT + d.index
+            service.wait_until(
+                control, lambda: control[phase_at] != Phase.HOLD and control[generation_at] == generation
+            )
             _execute(d)
         workload(dimension)
         if ticks[shm.TICKS_HEADER.at("phase")] != Phase.FINISH:

@@ -46,6 +46,8 @@ _FADING_SHIFT = 2
 """An earlier, higher expectation fades by a quarter with each window."""
 _TOKENS_OUT = 2
 """Tokens of a dimension that are out at a time: that of the running window and the next."""
+_REFINED_AFTER = 8
+"""Pauses after which lending is decided anew although nobody has come to want more."""
 _ABSENT = 4
 """Who has not entered so many windows in a row wants nothing, whatever it wanted before."""
 _SHADES = 8
@@ -97,20 +99,20 @@ class Account:
     """
 
     __slots__ = (
-        "_adjusted", "_budgets", "_carried_in_flight_ns", "_fresh", "_in_a_row", "_over", "_shade", "_shade_ns",
-        "_under", "_withheld_in_flight_ns", "balance_ns", "borrowed_ns", "burst_ns", "carry_max_ns", "ceiling_ppb",
-        "credit_ns", "debt_max_ns", "demand_ns", "expired", "expired_ns", "floor_ns", "floor_ppb", "forgiven_ns",
-        "give_ppb", "given_ns", "gives", "horizon_ns", "hungry", "index", "lent_ns", "limit_ns", "market", "minted",
-        "next_window", "overrun_ns", "overruns", "own_ns", "rate_ppb", "repaid_ns", "returned_ns", "settled",
-        "settled_through", "spare_ppb", "takes", "terms", "used_ns", "waived_ns", "want_ppb", "weight",
+        "_carried_in_flight_ns", "_in_a_row", "_minted", "_shade", "_shade_ns", "_withheld_in_flight_ns",
+        "balance_ns", "borrowed_ns", "burst_ns", "carry_max_ns", "ceiling_ppb", "credit_ns", "debt_max_ns",
+        "demand_ns", "expired", "expired_ns", "floor_ns", "floor_ppb", "forgiven_ns", "give_ns", "given_ns", "gives",
+        "horizon_ns", "hungry", "index", "lent_ns", "limit_ns", "market", "minted", "next_window", "over",
+        "overrun_ns", "overruns", "own_ns", "rate_ppb", "repaid_ns", "returned_ns", "settled", "settled_through",
+        "spare_ppb", "takes", "terms", "under", "used_ns", "waived_ns", "want_ppb", "weight",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, index: int, credit_ns: int, weight: int, horizon_ns: int) -> None:
         self.terms = terms
         self.index = index
         self.horizon_ns = horizon_ns
-        # A rate r is r * _over // _under ns in a window.
-        self._over, self._under = terms.period[0], terms.period[1] * PPB
+        # A rate of r ppb is r * over // under ns in a window.
+        self.over, self.under = terms.period[0], terms.period[1] * PPB
         self.limit_ns = int(terms.part_max * len(terms.cpus) * Fraction(*terms.period))
         self.minted = self.own_ns = self.given_ns = self.lent_ns = self.borrowed_ns = 0
         self.repaid_ns = self.returned_ns = self.waived_ns = 0
@@ -119,13 +121,14 @@ class Account:
         self.balance_ns = 0
         self.hungry = False
         self.demand_ns = credit_ns
-        self.give_ppb = 0
+        self.give_ns = 0
         self.gives: list[Flow] = []
         self.takes: list[Flow] = []
         self.want_ppb = self.spare_ppb = 0
         self._shade = 0
         self.next_window, self.settled_through = 0, -1
-        self._fresh, self._budgets, self._adjusted = [0] * HISTORY, [0] * HISTORY, [0] * HISTORY
+        self._minted = [(0, 0, 0)] * HISTORY
+        """Of each window its fresh credit, its budget, and what carrying on or paying made of the one the other."""
         self._carried_in_flight_ns = self._withheld_in_flight_ns = self._in_a_row = 0
         self.market: Market
         self.tune(credit_ns, weight)
@@ -139,11 +142,11 @@ class Account:
         """
         terms = self.terms
         self.credit_ns, self.weight = credit_ns, weight
-        self.rate_ppb = credit_ns * self._under // self._over
+        self.rate_ppb = credit_ns * self.under // self.over
         self.floor_ns = -(-credit_ns * terms.floor.numerator // terms.floor.denominator)
-        self.floor_ppb = -(-self.floor_ns * self._under // self._over)
+        self.floor_ppb = -(-self.floor_ns * self.under // self.over)
         ceiling_ns = max(credit_ns, min(int(terms.ceiling * credit_ns), self.limit_ns))
-        self.ceiling_ppb = ceiling_ns * self._under // self._over
+        self.ceiling_ppb = ceiling_ns * self.under // self.over
         self.burst_ns = int(terms.burst * credit_ns)
         self._shade_ns = credit_ns // _SHADES + 1
         self.carry_max_ns = _TOKENS_OUT * self.burst_ns
@@ -168,18 +171,30 @@ class Account:
         self.next_window = window + 1
         if window - self.settled_through > HISTORY:
             self.expire_before(window - HISTORY + 1)
-        credit_ns, give_ppb = self.credit_ns, 0 if offered_ns else self.give_ppb
-        fresh_ns, borrowed_ns = credit_ns, 0
-        if give_ppb:
-            fresh_ns = max(self.floor_ns, credit_ns + -give_ppb * self._over // self._under)
-            given_ns = credit_ns - fresh_ns
-            self.given_ns += given_ns
+        fresh_ns = credit_ns = self.credit_ns
+        borrowed_ns = 0
+        if self.give_ns and not offered_ns:
+            fresh_ns -= self.give_ns
+            self.given_ns += self.give_ns
             for flow in self.gives:
-                flow.pool_ns = min(flow.pool_ns + given_ns * flow.rate_ppb // give_ppb, flow.pool_max_ns)
+                flow.pool_ns += flow.gives_ns
+                if flow.pool_ns > flow.pool_max_ns:
+                    flow.pool_ns = flow.pool_max_ns
         if self.takes and not offered_ns:
             before_ns = self.borrowed_ns
             for flow in self.takes:
-                fresh_ns += flow.take(flow.rate_ppb * self._over // self._under)
+                taken_ns = flow.takes_ns
+                if taken_ns > flow.pool_ns:
+                    taken_ns = flow.pool_ns
+                debt = flow.reverse
+                if debt.young_ns or debt.old_ns or flow.repays:
+                    taken_ns = flow.pay_back(taken_ns)
+                else:
+                    flow.pool_ns -= taken_ns
+                    flow.young_ns += taken_ns
+                    flow.lender.lent_ns += taken_ns
+                    self.borrowed_ns += taken_ns
+                fresh_ns += taken_ns
             borrowed_ns = self.borrowed_ns - before_ns
         adjusted_ns = 0
         if self.balance_ns and not offered_ns:
@@ -192,8 +207,7 @@ class Account:
                 adjusted_ns = -max(0, min(due_ns, fresh_ns - self.floor_ns))
                 self._withheld_in_flight_ns -= adjusted_ns
         budget_ns = offered_ns or fresh_ns + adjusted_ns
-        slot = window & _SLOTS
-        self._fresh[slot], self._budgets[slot], self._adjusted[slot] = fresh_ns, budget_ns, adjusted_ns
+        self._minted[window & _SLOTS] = (fresh_ns, budget_ns, adjusted_ns)
         self.minted += 1
         self.own_ns += credit_ns
         return budget_ns, borrowed_ns
@@ -219,13 +233,12 @@ class Account:
             self.expire_before(window)
         self.settled_through = window
         self._in_a_row = 0
-        slot = window & _SLOTS
-        budget_ns = self._budgets[slot]
-        if self._adjusted[slot]:
-            self._land(slot)
+        fresh_ns, budget_ns, adjusted_ns = self._minted[window & _SLOTS]
+        if adjusted_ns:
+            self._land(adjusted_ns)
         self.settled += 1
         self.used_ns += used_ns
-        left_ns = self._fresh[slot] - used_ns
+        left_ns = fresh_ns - used_ns
         if used_ns > budget_ns:
             self.overruns += 1
             self.overrun_ns += used_ns - budget_ns
@@ -234,6 +247,34 @@ class Account:
         else:
             self._change(left_ns)
         self._expect(used_ns, budget_ns)
+
+    @property
+    def is_plain(self) -> bool:
+        """Its tokens hold its own credit and nothing else, so it does not matter when they are minted."""
+        return not (self.give_ns or self.takes or self.balance_ns)
+
+    def settle_plain(self, used_ns: int, credit_ns: int) -> None:
+        """Mint the next window and book its use, in one: for an account that is plain, and not behind.
+
+        Args:
+            credit_ns: what its token held.
+        """
+        self.settled_through = self.next_window
+        self.next_window += 1
+        self._in_a_row = 0
+        self.minted += 1
+        self.own_ns += credit_ns
+        self.settled += 1
+        self.used_ns += used_ns
+        left_ns = credit_ns - used_ns
+        if left_ns < 0:
+            self.overruns += 1
+            self.overrun_ns -= left_ns
+        if left_ns >= 0 and not self.carry_max_ns:
+            self.expired_ns += left_ns
+        else:
+            self._change(left_ns)
+        self._expect(used_ns, credit_ns)
 
     def settle_late(self, used_ns: int) -> None:
         """Book the use of a window whose token has expired already: all of it is too much."""
@@ -250,21 +291,23 @@ class Account:
         """Void every outstanding token of windows before this one: its credit pays debt, the rest is gone."""
         while self.settled_through + 1 < min(window, self.next_window):
             self.settled_through += 1
-            slot = self.settled_through & _SLOTS
-            self._land(slot)
+            fresh_ns, _, adjusted_ns = self._minted[self.settled_through & _SLOTS]
+            self._land(adjusted_ns)
             self._in_a_row += 1
             if self._in_a_row == _ABSENT:
-                self.hungry, self.demand_ns, self._shade = False, 0, 0
-                self.market.stale = True
-            fresh_ns = self._fresh[slot]
+                self.forget_demand()
             pays_ns = min(fresh_ns, -self.balance_ns) if self.balance_ns < 0 else 0
             self.balance_ns += pays_ns
             self.expired += 1
             self.expired_ns += fresh_ns - pays_ns
 
-    def _land(self, slot: int) -> None:
+    def forget_demand(self) -> None:
+        """Nobody is there to spend it: it wants nothing, until a window shows otherwise."""
+        self.hungry, self.demand_ns, self._shade = False, 0, 0
+        self.market.stale = True
+
+    def _land(self, adjusted_ns: int) -> None:
         """A token is out no longer, and with it what it carried, or was to pay."""
-        adjusted_ns = self._adjusted[slot]
         if adjusted_ns > 0:
             self._carried_in_flight_ns -= adjusted_ns
         else:
@@ -292,18 +335,24 @@ class Account:
             self._shade = shade
             market = self.market
             if shade == _SHADES:
-                if self.give_ppb:
+                if self.give_ns:
                     market.recall(self)
-                market.stale = True
+                market.urgent = True
             elif market.wanted:
+                if self.takes:
+                    market.release(self)
                 market.stale = True
 
     # ── what others go by ────────────────────────────────────────────────────────────────────────────────────────────
 
     def started_ns(self, newest: int) -> int:
-        """Credit, without what was carried on or withheld, of the windows up to ``newest`` that are not settled."""
+        """Credit, without what was carried on or withheld, of the windows up to ``newest`` that are not settled.
+
+        Windows that have yet to be minted count with the own credit.
+        """
         last = min(newest, self.next_window - 1)
-        return sum(self._fresh[window & _SLOTS] for window in range(self.settled_through + 1, last + 1))
+        minted_ns = sum(self._minted[window & _SLOTS][0] for window in range(self.settled_through + 1, last + 1))
+        return minted_ns + max(0, newest - last) * self.credit_ns
 
     def behind(self, newest: int) -> int:
         """Windows in a row that have begun and were not entered; the running one counts only when the next has begun.
@@ -326,7 +375,7 @@ class Account:
         """Set what it wants beyond its own credit, up to its ceiling, or what of it it can spare, down to its floor."""
         demand_ppb = self.ceiling_ppb
         if not self.hungry:
-            demand_ppb = min(demand_ppb, self.demand_ns * self._under // self._over)
+            demand_ppb = min(demand_ppb, self.demand_ns * self.under // self.over)
         self.want_ppb = max(0, demand_ppb - self.rate_ppb)
         self.spare_ppb = max(0, self.rate_ppb - max(demand_ppb, self.floor_ppb))
 
@@ -335,7 +384,8 @@ class Flow:
     """Credit that may pass from one dimension to another, and what of it is still owed.
 
     Attributes:
-        rate_ppb: that is meant to pass now.
+        rate_ppb: that is meant to pass now. In ns, that makes for each window:
+        gives_ns, takes_ns: of the lender's, and of the borrower's.
         pool_ns: what tokens of the lender have given up and no token of the borrower has taken up yet.
         pool_max_ns: what of that is kept: for two windows of whoever has the longer ones.
         repays: whether it ends when the lender owes the borrower nothing more; else what passes then is a loan.
@@ -343,14 +393,15 @@ class Flow:
     """
 
     __slots__ = (
-        "_longest_ns", "borrower", "lender", "offer_ppb", "old_ns", "pool_max_ns", "pool_ns", "rate_ppb", "repays",
-        "reverse", "young_ns",
+        "_longest_ns", "borrower", "gives_ns", "lender", "offer_ppb", "old_ns", "pool_max_ns", "pool_ns", "rate_ppb",
+        "repays", "reverse", "takes_ns", "young_ns",
     )  # fmt: skip
 
     def __init__(self, lender: Account, borrower: Account) -> None:
         self.lender, self.borrower = lender, borrower
         self.reverse = self
-        self.rate_ppb = self.offer_ppb = self.pool_ns = self.pool_max_ns = self.young_ns = self.old_ns = 0
+        self.rate_ppb = self.offer_ppb = self.gives_ns = self.takes_ns = 0
+        self.pool_ns = self.pool_max_ns = self.young_ns = self.old_ns = 0
         self.repays = False
         self._longest_ns = ceil(max(Fraction(*lender.terms.period), Fraction(*borrower.terms.period)))
 
@@ -370,19 +421,26 @@ class Flow:
         """What the borrower owes the lender."""
         return self.young_ns + self.old_ns
 
-    def settle_pool(self) -> None:
-        """The rate has changed: keep of the pool what it can fill."""
+    def open(self) -> None:
+        """The rate has been decided on: let it count, and keep of the pool what it can fill."""
+        self.gives_ns = self.rate_ppb * self.lender.over // self.lender.under
+        self.takes_ns = self.rate_ppb * self.borrower.over // self.borrower.under
         self.pool_max_ns = 2 * self.rate_ppb * self._longest_ns // PPB
         if self.pool_ns > self.pool_max_ns:
             self.pool_ns = self.pool_max_ns
 
-    def take(self, most_ns: int) -> int:
-        """Let credit pass, as far as the lender's tokens have given it up; returns how much.
+    def close(self) -> None:
+        """Nothing passes any more."""
+        self.rate_ppb = self.gives_ns = self.takes_ns = self.pool_ns = 0
+        self.repays = False
 
-        It pays back what the lender owes the borrower; the rest is a loan.
+    def pay_back(self, taken_ns: int) -> int:
+        """Let credit of the pool pass; it pays back what the lender owes the borrower, the rest is a loan.
+
+        Returns:
+            How much passed: no more than is owed, if no loan is meant.
         """
         debt = self.reverse
-        taken_ns = min(most_ns, self.pool_ns)
         paid_ns = min(taken_ns, debt.young_ns + debt.old_ns)
         if self.repays:
             taken_ns = paid_ns
@@ -408,14 +466,16 @@ class Market:
     """The dimensions of one set of CPUs, among which credit passes.
 
     Attributes:
-        stale: whether somebody's demand, or a debt, has changed since :meth:`allot` so that it would decide otherwise.
+        urgent: whether somebody has come to want more than its own credit since :meth:`allot`.
+        stale: whether anything else has changed since, so that it would decide a little otherwise.
         wanted: whether anybody wanted more than its own at that time.
         order: in which tokens are minted: those who may give before those who receive.
     """
 
     def __init__(self, accounts: Sequence[Account], horizon_ns: int) -> None:
         self.accounts = self.order = tuple(accounts)
-        self.stale = self.wanted = False
+        self.urgent = self.stale = self.wanted = False
+        self.allotted_ns = 0
         self._horizon_ns = horizon_ns
         pairs = {(a, b): Flow(a, b) for a in accounts for b in accounts if a is not b}
         for (lender, borrower), flow in pairs.items():
@@ -428,6 +488,7 @@ class Market:
             )
             for inside in (True, False)
         )
+        self._from = {a: [flow for flow in self._flows if flow.lender is a] for a in accounts}
         self._active: list[Flow] = []
         for account in accounts:
             account.market = self
@@ -447,14 +508,24 @@ class Market:
         """A lender wants its credit again: lend nothing more of it, at once; the rest is decided anew in its turn."""
         for flow in lender.gives:
             if not flow.repays:
-                flow.rate_ppb = 0
-        lender.gives = [flow for flow in lender.gives if flow.rate_ppb]
-        lender.give_ppb = sum(flow.rate_ppb for flow in lender.gives)
-        self.stale = True
+                flow.close()
+        lender.gives = [flow for flow in lender.gives if flow.repays]
+        lender.give_ns = sum(flow.gives_ns for flow in lender.gives)
+
+    def release(self, borrower: Account) -> None:
+        """A borrower does with less than before: let its loans end; if it still wants some, that is decided anew."""
+        for flow in borrower.takes:
+            if flow.rate_ppb and not flow.repays:
+                flow.lender.give_ns -= flow.gives_ns
+                flow.lender.gives.remove(flow)
+                flow.close()
+        borrower.takes = [flow for flow in borrower.takes if flow.repays]
+        if borrower.demand_ns > borrower.credit_ns:
+            self.urgent = True
 
     def allot(self) -> None:
         """Decide anew which rate of credit passes from whom to whom, from what everybody wants."""
-        self.stale = False
+        self.urgent = self.stale = False
         for flow in self._active:
             flow.rate_ppb = 0
             flow.repays = False
@@ -472,15 +543,15 @@ class Market:
         elif not before:
             return
         for account in self.accounts:
-            account.gives, account.takes, account.give_ppb = [], [], 0
+            account.gives, account.takes, account.give_ns = [], [], 0
         for flow in self._active:
+            flow.open()
             flow.lender.gives.append(flow)
-            flow.lender.give_ppb += flow.rate_ppb
+            flow.lender.give_ns += flow.gives_ns
             flow.borrower.takes.append(flow)
-            flow.settle_pool()
         for flow in before:
             if not flow.rate_ppb:
-                flow.pool_ns = 0
+                flow.close()
         self.order = (*(a for a in self.accounts if not a.takes), *(a for a in self.accounts if a.takes))
 
     def _reclaim(self) -> None:
@@ -489,11 +560,17 @@ class Market:
         The rate is such that a debt is paid within half a horizon. Who claims does not pay meanwhile, and who pays does
         not borrow.
         """
-        claims = [flow.reverse for flow in self._flows if flow.young_ns + flow.old_ns and flow.lender.want_ppb]
-        claiming = {flow.borrower for flow in claims}
-        claims = [flow for flow in claims if flow.lender not in claiming]
+        claims = [
+            flow.reverse
+            for account in self.accounts
+            if account.want_ppb
+            for flow in self._from[account]
+            if flow.young_ns or flow.old_ns
+        ]
         if not claims:
             return
+        claiming = {flow.borrower for flow in claims}
+        claims = [flow for flow in claims if flow.lender not in claiming]
         given: dict[Account, int] = {}
         for flow in claims:
             flow.offer_ppb = -(-flow.reverse.owed_ns * 2 * PPB // self._horizon_ns)
@@ -583,7 +660,7 @@ class Ledger:
         for account, credit_ns, weight in zip(self.accounts, credits_ns, weights, strict=True):
             account.tune(credit_ns, weight)
         for market in self.markets:
-            market.stale = True
+            market.urgent = True
 
     def turn(self, elapsed_ns: int) -> None:
         """Before the tokens of a round are minted: let credit pass as it is wanted now, on the CPUs whose turn it is.
@@ -601,7 +678,10 @@ class Ledger:
         if elapsed_ns >= self._allot_ns:
             for _ in self.markets:
                 self._turn = (self._turn + 1) % len(self.markets)
-                if self.markets[self._turn].stale:
-                    self.markets[self._turn].allot()
+                market = self.markets[self._turn]
+                due_ns = market.allotted_ns + _REFINED_AFTER * self._pause_ns
+                if market.urgent or (market.stale and elapsed_ns >= due_ns):
+                    market.allot()
+                    market.allotted_ns = elapsed_ns
                     self._allot_ns = elapsed_ns + self._pause_ns
                     return

@@ -23,7 +23,7 @@ from rich.text import Text
 from vcg import histogram, shm
 from vcg.plan import DimensionPlan, Plan
 from vcg.quantities import format_duration, show_duration
-from vcg.run import Run
+from vcg.run import Run, told_of
 from vcg.shm import Cause, Outcome
 
 REDRAW_PER_S = 2
@@ -206,15 +206,40 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
         )
         if result["retuned"]:
             console.print(f"changed while it ran: {changes(result['retuned'], start_ns)}")
+        for line in (*restarts(result["restarts"], start_ns), *lost_services(result["lost_services"], start_ns)):
+            console.print(line, markup=False)
+        for snapshot in result["snapshots"]:
+            console.print(told_of(snapshot), markup=False, soft_wrap=True)
         lost = sum(result["records_lost"].values()) + sum(tally.refused for tally in watch.tallies.values())
         if lost:
             console.print(f"[bold]{lost} records were lost or refused: the table is not complete[/]")
         if sum(missed.values()) > missed[Cause.NONE]:
             console.print(
                 f"missed: {missed[Cause.BUSY]} still busy with an earlier window, {missed[Cause.LATE]} on the CPU too "
-                f"late, {missed[Cause.NO_TOKEN]} without a token"
+                f"late, {missed[Cause.NO_TOKEN]} without a token, {missed[Cause.DOWN]} while their process was down"
             )
     return interrupted, result
+
+
+def restarts(failures: Iterable[Mapping[str, Any]], start_ns: int) -> Iterator[str]:
+    """A line for each process that was to be replaced (:attr:`vcg.run.Run.restarts`)."""
+    for one in failures:
+        said = f": {one['message'].splitlines()[0]}" if one["message"] else ""
+        then = "the run ended before another could take its place"
+        if one["up_ns"] is not None:
+            after = show_duration(max(1, one["up_ns"] - one["died_ns"]))
+            then = f"restarted after {after} (generation {one['generation']})"
+        yield f"{one['name']} {one['how']} {_when(one['died_ns'], start_ns)}{said}; {then}"
+
+
+def lost_services(lost: Iterable[Mapping[str, Any]], start_ns: int) -> Iterator[str]:
+    """A line for each service that the run went on without (:attr:`vcg.run.Run.lost_services`)."""
+    for one in lost:
+        yield f"{one['name']} {one['how']} {_when(one['at_ns'], start_ns)}; the run went on without it"
+
+
+def _when(at_ns: int, start_ns: int) -> str:
+    return f"after {show_duration(at_ns - start_ns)}" if at_ns > start_ns else "before the start"
 
 
 def changes(retuned: Iterable[Mapping[str, Any]], start_ns: int) -> str:
@@ -223,8 +248,7 @@ def changes(retuned: Iterable[Mapping[str, Any]], start_ns: int) -> str:
     for change in retuned:
         together.setdefault((change["at_ns"], change["amplitude"]), []).append(change["name"])
     return "; ".join(
-        f"amplitude of {', '.join(names)} to {amplitude:g} "
-        + (f"after {show_duration(at_ns - start_ns)}" if at_ns > start_ns else "before the start")
+        f"amplitude of {', '.join(names)} to {amplitude:g} {_when(at_ns, start_ns)}"
         for (at_ns, amplitude), names in together.items()
     )
 

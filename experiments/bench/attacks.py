@@ -4,8 +4,8 @@ An :class:`Attack` is a function that runs in a process of its own, inside: it r
 raises what refused it. It names the defences that stop it, **each of them alone**; where those are switched off and
 everything else is on, it must succeed, or it proves nothing (its positive control, see ``experiments.bench.escape``).
 
-As a workload (``experiments.bench.attacks:run``) a dimension tries them all and leaves what came of it in its own
-filesystem. It is imported by dimensions: the standard library and ``vcg.linux`` only.
+As a workload (``experiments.bench.attacks:run``) or as a program, a dimension tries them all and leaves what came of
+them in its own filesystem. It is imported by dimensions: the standard library and ``vcg.linux`` only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -405,7 +406,7 @@ def raise_by_exec(bait: Bait) -> str:
     """Execute a program that is setuid root."""
     done = subprocess.run([bait.raiser], capture_output=True, text=True, check=False)
     if done.stdout.strip() != "0":
-        raise Refused(f"it runs as {done.stdout.strip()}")
+        raise Refused("it runs as anybody")
     return "it runs as root"
 
 
@@ -538,12 +539,16 @@ def truncate_region(bait: Bait) -> str:
     last: OSError | None = None
     for fd in range(3, _HIGHEST_FD):
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                os.ftruncate(fd, 0)
-                return f"descriptor {fd} has no byte left"
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:  # no region
+            continue
+        try:
+            os.ftruncate(fd, 0)
         except OSError as error:
-            last = error if error.errno != errno.EBADF else last
-    raise last or Refused("no file is open")
+            last = error
+            continue
+        return f"descriptor {fd} has no byte left"
+    raise last or Refused("no region is open")
 
 
 def _clock_futex(bait: Bait, operation: int, value: int, timeout: ctypes.Array[ctypes.c_long] | None) -> int:
@@ -677,30 +682,41 @@ def socket_of(dimension: str) -> str:
     return f"vcg-escape-{dimension}"
 
 
-def run(dimension: Dimension) -> None:
-    """Try all attacks in the first window, and be good ever after."""
-    ticks, tokens, control = dimension._ticks, dimension._tokens, dimension._control
-    regions = (
-        futex.address_of(ticks, shm.TICKS_HEADER.at("futex")),
-        *(futex.address_of(words, 0) for words in (tokens, control)),
-    )
+def assail(name: str, regions: tuple[int, ...]) -> None:
+    """Lay the traps, try all attacks, leave what came of them; as the dimension of that name."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        windows = dimension.windows()
-        next(windows)
-        listener.bind(f"\0{socket_of(dimension.name)}")
+        listener.bind(f"\0{socket_of(name)}")
         listener.listen()
         given = Bait.from_json(Path("/", BAIT).read_text())
         bait = replace(
             given,
             victims=tuple(pid for pid in given.victims if pid != os.getpid()),
-            sockets=tuple(name for name in given.sockets if name != socket_of(dimension.name)),
+            sockets=tuple(sibling for sibling in given.sockets if sibling != socket_of(name)),
             regions=regions,
         )
         for trap in TRAPS:
             trap.lay(bait)
-        outcomes = {attack.name: asdict(attempt(attack, bait)) for attack in ATTACKS}
+        # Who was given no region has nothing to damage.
+        tried = [attack for attack in ATTACKS if regions or attack.line != "07"]
+        outcomes = {attack.name: asdict(attempt(attack, bait)) for attack in tried}
         fresh = Path("/", OUTCOMES).with_suffix(".new")
         fresh.write_text(json.dumps(outcomes))
         fresh.rename(Path("/", OUTCOMES))
-        for _ in windows:
-            pass
+
+
+def run(dimension: Dimension) -> None:
+    """As a workload: attack in the first window, and be good ever after."""
+    ticks, tokens, control = dimension._ticks, dimension._tokens, dimension._control
+    regions = (
+        futex.address_of(ticks, shm.TICKS_HEADER.at("futex")),
+        *(futex.address_of(words, 0) for words in (tokens, control)),
+    )
+    windows = dimension.windows()
+    next(windows)
+    assail(dimension.name, regions)
+    for _ in windows:
+        pass
+
+
+if __name__ == "__main__":  # as a program, behind the freezer gate
+    assail(sys.argv[1], ())

@@ -342,7 +342,10 @@ def assault(plan: Plan, outside: Outside) -> tuple[dict[str, dict[str, Outcome]]
             stack.enter_context(_furnished(directory, bait, d.uid))
         run.start()
         left = _await_outcomes(run, directories)
-        outcomes = {attack.name: {name: found[attack.name] for name, found in left.items()} for attack in ATTACKS}
+        outcomes = {
+            attack.name: {name: found[attack.name] for name, found in left.items() if attack.name in found}
+            for attack in ATTACKS
+        }
         controls = {}
         for trap in TRAPS:
             path = trap.path.format(secret=bait.secret_path.lstrip("/"))

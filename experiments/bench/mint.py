@@ -4,9 +4,9 @@ Measured where it happens, by the orchestrator itself in a live run: SCHED_FIFO,
 from what ran in between. A value is the sum over the rounds of one base window; a run's is the median over its base
 windows.
 
-Arms: ``mint``, where dimensions of every triad go from rest to all the credit that they can get and back every few
-windows, so that credit is lent, called back and repaid all the time; and ``mint_quiet``, the default testbed, where
-nobody wants more than it has. Both stand beside the limit that the design sets.
+Arms: ``mint``, the default testbed, but one dimension of every triad goes from rest to all the credit that it can get
+and back every few windows, so that credit is lent, called back and repaid; ``mint_quiet``, where nobody wants more
+than it has; and ``mint_storm``, where all nine do as those three. They stand beside the limit that the design sets.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from vcg.run import Run
 PEER = "the limit: 60 us for a base window"
 LIMIT_NS = 60_000.0
 
+_FAST, _BASE, _SLOW = ({"busy": busy, "rest": rest} for busy, rest in ((30, 20), (7, 13), (3, 4)))
+"""Windows of work and of rest: never in step with each other for long."""
 _BURSTS = {
+    **{f"dimensions.{name}.workload": "burst" for name in ("d1", "d5", "d9")},
+    "dimensions.d1.args": _FAST,
+    "dimensions.d5.args": _BASE,
+    "dimensions.d9.args": _SLOW,
+}
+_STORM = {
     "dimensions.*.workload": "burst",
-    "dimensions.*.storage.kind": "tmpfs",
-    "dimensions.*.storage.size": "4M",
-    "dimensions.d1-d3.args": {"busy": 30, "rest": 20},
-    "dimensions.d4-d6.args": {"busy": 7, "rest": 13},
-    "dimensions.d7-d9.args": {"busy": 3, "rest": 4},
+    "dimensions.d1-d3.args": _FAST,
+    "dimensions.d4-d6.args": _BASE,
+    "dimensions.d7-d9.args": _SLOW,
 }
 
 
@@ -38,6 +44,7 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
         arms = {
             "mint_p50": partial(ours, runtime.plan_of("default", place, _BURSTS), seconds, lends=True),
             "mint_quiet_p50": partial(ours, runtime.plan_of("default", place), seconds),
+            "mint_storm_p50": partial(ours, runtime.plan_of("default", place, _STORM), seconds, lends=True),
         }
         samples = interleave(arms, runs, progress)
     return [comparison(name, "ns", values, PEER, [LIMIT_NS] * runs) for name, values in samples.items()]

@@ -15,6 +15,11 @@ show them as throughput. For program *p* at amplitude *a*, of 7 in all:
 
 1 is perfect. ``cpu_error`` and ``work_error`` are the largest distances from 1 of a block.
 
+A program that is thawed finds its caches filled by others. The less it gets in a window, the more of that goes into
+filling them again, and the less work comes of the same CPU time: with fifty clients and a hundred thousand keys, Redis
+did a third less for each second at amplitude 1 than at amplitude 4. That is no fault of the gate's, and not what is to
+be seen here, so Redis is driven with few clients and keys.
+
 A program that dies fails the benchmark, and so does one that loses data: every key that Redis has acknowledged must be
 there at the end, and every row that SQLite has committed, in a database that passes its integrity check.
 """
@@ -261,11 +266,12 @@ def load(path: Path, plan: Plan) -> Iterator[None]:
         HostError: redis-benchmark has ended by itself.
     """
     own = {cpu for d in plan.dimensions for cpu in d.cpus}
-    command = ["redis-benchmark", "-s", str(path), "-t", "set", "-r", "10000", "-d", "64", "-P", "16", "-c", "50"]
+    command = ["redis-benchmark", "-s", str(path), "-t", "set", "-r", "1000", "-d", "64", "-P", "32", "-c", "8"]
     with tempfile.TemporaryFile() as said:
         driver = subprocess.Popen([*command, "-n", "2000000000", "-q"], stdout=said, stderr=said)
         try:
             os.sched_setaffinity(driver.pid, os.sched_getaffinity(0) - own or own)
+            os.setpriority(os.PRIO_PROCESS, driver.pid, -20)  # Redis is not to wait for it
             yield
             if driver.poll() is not None:
                 said.seek(0)

@@ -114,7 +114,7 @@ def test_what_cannot_be_run_is_refused(arguments: list[str]) -> None:
 
 def test_minting_is_measured_while_credit_is_lent() -> None:
     figures = mint.measure(1, 2.0, quiet)
-    assert [figure.name for figure in figures] == ["mint_p50", "mint_quiet_p50"]
+    assert [figure.name for figure in figures] == ["mint_p50", "mint_quiet_p50", "mint_storm_p50"]
     assert all(isinstance(figure, Comparison) and figure.value > 0 for figure in figures)
     assert all(isinstance(figure, Comparison) and figure.peer_value == mint.LIMIT_NS for figure in figures)
 

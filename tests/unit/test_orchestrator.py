@@ -127,7 +127,7 @@ def test_a_token_that_is_booked_after_its_edge_stays_what_was_offered() -> None:
     assert [counter.token(window)["budget_ns"] for window in (3, 4)] == [1000, 300]
 
 
-@pytest.mark.parametrize("missed", range(1, 12))
+@pytest.mark.parametrize("missed", [*range(1, 12), 200, 1000])
 def test_rounds_that_were_missed_are_made_up_for(missed: int) -> None:
     made = plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0}))
     ticks, control = words(shm.TICKS_BYTES), words(shm.CONTROL_BYTES)
@@ -139,12 +139,40 @@ def test_rounds_that_were_missed_are_made_up_for(missed: int) -> None:
     orchestrator = Orchestrator(made, EPOCH, control, ticks, tokens, statuses)
     start_ns = clock.now_ns() + 1_000_000_000
     orchestrator.work(-1, start_ns)
-    for number in range(0, 60, missed):
+    for number in range(0, max(60, 3 * missed), missed):
         orchestrator.work(number, start_ns)
         through_ns = (number + 2) * made.base_window_ns // made.rounds
-        for d, desk in zip(made.dimensions, orchestrator.desks, strict=True):
-            began = sum(1 for n in range(400) if (d.phase[0] / d.phase[1] + n * d.period_ns) < through_ns)
-            assert abs(desk.account.next_window - began) <= 1
+        for d in made.dimensions:
+            begins = [int(d.phase[0] / d.phase[1] + n * d.period_ns) for n in range(3100)]
+            window = next(n for n, offset_ns in enumerate(begins) if offset_ns >= through_ns) - 1
+            if window < 0:
+                continue  # it has yet to begin for the first time
+            at = shm.TOKENS_AT + (d.index * shm.TOKEN_SLOTS + window % shm.TOKEN_SLOTS) * shm.TOKEN_WORDS
+            token = dict(zip(shm.TOKEN.fields, tokens[at : at + shm.TOKEN.words], strict=True))
+            assert (token["window"], token["budget_ns"]) == (window, d.credit_ns)
+            assert abs(token["planned_ns"] - start_ns - begins[window]) <= 1
+
+
+def test_another_credit_reaches_every_token_that_has_not_begun() -> None:
+    counter = Counter()
+    counter.desk.offer_through(0, 30_000_000)
+    counter.ledger.tune([500], [1])
+    counter.desk.offer_again(0, now_ns=10_000_000)
+    edges = [int((1 + 2 * n * 10_000_000 / 3) // 2) for n in range(9)]
+    assert [counter.token(n)["budget_ns"] for n in range(9)] == [500 if at > 10_000_000 else 1000 for at in edges]
+
+
+def test_a_plain_account_comes_to_the_same_whether_it_is_booked_before_or_after() -> None:
+    before, after = Counter(), Counter()
+    before.mint(60_000_000)
+    after.desk.offer_through(0, 60_000_000)
+    for counter in (before, after):
+        for window, used_ns in enumerate([400, 1000, 0, 1, 999]):
+            counter.report(window, used_ns)
+        counter.report(6, 500)
+        counter.desk.settle(ELAPSED_NS)
+    names = ("settled", "used_ns", "expired", "balance_ns", "demand_ns", "hungry", "settled_through")
+    assert [getattr(before.account, name) for name in names] == [getattr(after.account, name) for name in names]
 
 
 # ── settling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,15 +230,13 @@ def test_a_window_missed_for_want_of_a_token_is_no_forgery() -> None:
     assert counter.account.settled == 3
 
 
-def test_a_window_that_was_entered_before_it_was_booked_is_settled_once_it_is() -> None:
+def test_a_window_that_was_entered_before_it_was_booked_is_settled_as_it_was_offered() -> None:
     counter = Counter()
     counter.mint(10_000_000)
     counter.report(3, 700)
     counter.desk.settle(ELAPSED_NS)
-    assert counter.account.settled == 0
-    counter.mint(20_000_000, now_ns=15_000_000)
-    counter.desk.settle(ELAPSED_NS)
-    assert (counter.account.settled, counter.account.used_ns) == (1, 700)
+    account = counter.account
+    assert (account.settled, account.used_ns, account.next_window, account.expired) == (1, 700, 4, 3)
     assert counter.refused == (0, 0, 0)
 
 
@@ -354,7 +380,7 @@ def test_use_that_is_reported_in_the_end_is_charged_once() -> None:
     policed.next(used_ns=0, reported_ns=0)
     account = policed.account
     assert account.used_ns == 3_000
-    assert account.balance_ns + account.expired_ns + account.used_ns == account.own_ns - account.started_ns(1 << 30)
+    assert account.balance_ns + account.expired_ns + account.used_ns == account.own_ns - account.started_ns(account.next_window - 1)
 
 
 def test_a_gap_in_its_reports_alone_is_no_reason_to_hold_it() -> None:

@@ -101,6 +101,7 @@ def test_the_summary_names_every_outcome_and_every_cause_of_a_miss() -> None:
         "missed_busy": 1,
         "missed_late": 0,
         "missed_no_token": 0,
+        "missed_down": 0,
     }
 
 

@@ -12,7 +12,10 @@ Traps:
   group that the supervisor was started in, and only SCHED_OTHER dimensions get a cpu group of their own.
 - v2: only controllers that the group we were started in already hands down (its ``cgroup.subtree_control``) are used;
   to enable one there would be to reconfigure the host. Without any, v2 is used for membership only, and a dimension's
-  CPUs are kept by its affinity instead of a cpuset.
+  CPUs are kept by its affinity instead of a cpuset. The exception is a group that its manager has delegated (systemd's
+  ``Delegate=``, which it marks with an extended attribute): what is below it is ours to arrange. But a group with
+  processes in it can hand nothing down (cgroup-v2.rst, "No Internal Process Constraint"), so those that are in it,
+  ourselves first of all, move into a leaf of it (:data:`LEAF`).
 - v2 ``cpu.stat`` lags behind a task that is running on another CPU, by up to a tick of the kernel (4 ms at 250 Hz); so
   does the CPU clock of its process. Exact is what has been switched from: a task that was preempted, or is frozen.
 - A frozen v2 group obeys SIGKILL, a frozen v1 group does not.
@@ -42,10 +45,15 @@ _NAME_OF = {"blkio": "io"}
 """Controllers that v1 calls otherwise."""
 IO_LIMITS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
 """Limits of a group's I/O to one device, in bytes or operations a second, as v1's files and as v2's keys name them."""
+LEAF = "vcg.leaf"
+"""Where the processes of a delegated group live."""
+DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
+"""Extended attributes of a delegated group, "1" if it is one (systemd's CGROUP_DELEGATION.md)."""
 BANDWIDTH_MIN_US = 1_000
 BANDWIDTH_PERIOD_MAX_US = 1_000_000
 """What the kernel takes as a quota (at least) and as its period (kernel/sched/core.c, tg_set_cfs_bandwidth)."""
 _RETRY_S = 0.002
+_ASIDE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,17 @@ class Hierarchies:
     """Where a process is, and which hierarchy offers which controller.
 
     Attributes:
-        unified: its directory in the v2 tree, None if none is mounted.
+        unified: its directory in the v2 tree, None if none is mounted; of a process in the leaf of a delegated group,
+            that group.
         v2: controllers usable below it.
         v1: controller -> its directory in that controller's v1 hierarchy.
+        is_delegated: what is below ``unified`` is ours to arrange.
     """
 
     unified: Path | None
     v2: frozenset[str]
     v1: dict[str, Path]
+    is_delegated: bool = False
 
     def backend(self, controller: str) -> str | None:
         """``"v2"``, ``"v1"`` or None."""
@@ -87,12 +98,60 @@ def observe(pid: int | str = "self") -> Hierarchies:
         for controller in (_NAME_OF.get(name, name) for name in controllers.split(",")):
             if controller in mounts_v1:
                 v1[controller] = _below(*mounts_v1[controller], path)
-    v2 = frozenset[str]()
+    if unified and unified.name == LEAF:
+        unified = unified.parent
+    v2, delegated = frozenset[str](), unified is not None and is_delegated(unified)
     if unified and (unified / "cgroup.controllers").exists():
-        offered = frozenset((unified / "cgroup.controllers").read_text().split()) & set(CONTROLLERS)
+        offered = frozenset((unified / "cgroup.controllers").read_text().split())
         enabled = frozenset((unified / "cgroup.subtree_control").read_text().split())
-        v2 = offered & enabled
-    return Hierarchies(unified, v2, v1)
+        v2 = usable(offered, enabled, delegated)
+    return Hierarchies(unified, v2, v1, delegated)
+
+
+def usable(offered: frozenset[str], enabled: frozenset[str], delegated: bool) -> frozenset[str]:
+    """Controllers that a v2 group can give to groups below it.
+
+    Args:
+        offered: that the group has itself.
+        enabled: that it hands down already.
+        delegated: whether it may be made to hand down more.
+    """
+    return (offered if delegated else offered & enabled) & frozenset(CONTROLLERS)
+
+
+def is_delegated(directory: Path) -> bool:
+    """Whether the manager of the v2 tree has left a group, and what is below it, to whoever is in it."""
+    for mark in DELEGATION_MARKS:
+        try:
+            if os.getxattr(directory, mark) == b"1":
+                return True
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.ENOENT):
+                raise
+    return False
+
+
+def step_aside(directory: Path, controllers: Iterable[str]) -> None:
+    """Let a delegated group hand controllers down, after all that is in it has moved into its leaf.
+
+    Raises:
+        OSError: EBUSY if others keep moving into it; ENOENT for a controller that it has not.
+    """
+    leaf, deadline = directory / LEAF, time.monotonic() + _ASIDE_S
+    leaf.mkdir(exist_ok=True)
+    while True:
+        for pid in (directory / "cgroup.procs").read_text().split():
+            try:
+                _write(leaf / "cgroup.procs", pid)
+            except OSError as error:
+                if error.errno != errno.ESRCH:  # it has ended
+                    raise
+        try:
+            _write(directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(controllers)))
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:  # forked meanwhile
+                raise
 
 
 def _below(point: Path, mounted_root: str, path: str) -> Path:
@@ -142,9 +201,22 @@ class Group:
         parent: the hierarchies, or our own outer group.
         name: of the new directories.
         controllers: which of :data:`CONTROLLERS` this group limits; others it does not enter.
+        in_cell: whether its v2 directory lies in one more of its own.
+
+    Attributes:
+        cell: that directory; None without one. To freeze it freezes the group whatever the group's own switch says, so
+            two can hold a group who know nothing of each other.
     """
 
-    def __init__(self, parent: Hierarchies | Group, name: str, controllers: Iterable[str] = CONTROLLERS) -> None:
+    def __init__(
+        self,
+        parent: Hierarchies | Group,
+        name: str,
+        controllers: Iterable[str] = CONTROLLERS,
+        *,
+        in_cell: bool = False,
+    ) -> None:
+        self.cell: Path | None = None
         self._outer = isinstance(parent, Hierarchies)
         self.hierarchies: Hierarchies = parent.hierarchies if isinstance(parent, Group) else parent
         self._directories: dict[str, Path] = {}
@@ -153,13 +225,16 @@ class Group:
                 above = parent._directories[controller] if isinstance(parent, Group) else parent.v1[controller]
                 self._directories[controller] = above / name
         outer = parent._directories.get("v2") if isinstance(parent, Group) else parent.unified
-        if outer:
+        if outer and in_cell:
+            self.cell = outer / f"{name}.cell"
+            self._directories["v2"] = self.cell / name
+        elif outer:
             self._directories["v2"] = outer / name
 
     @property
     def directories(self) -> list[Path]:
-        """Every directory of this group; known before :meth:`create`, so that they can be journalled first."""
-        return list(self._directories.values())
+        """The topmost directories of this group; known before :meth:`create`, so that they can be journalled first."""
+        return [self.cell if key == "v2" and self.cell else path for key, path in self._directories.items()]
 
     @property
     def unified(self) -> Path | None:
@@ -176,10 +251,17 @@ class Group:
         Raises:
             FileExistsError: one is there already; it is not ours to use.
         """
+        handed_down = " ".join(f"+{name}" for name in sorted(self.hierarchies.v2))
+        if self._outer and self.hierarchies.is_delegated and self.hierarchies.unified and handed_down:
+            step_aside(self.hierarchies.unified, self.hierarchies.v2)
+        if self.cell:
+            self.cell.mkdir()
+            if handed_down:
+                _write(self.cell / "cgroup.subtree_control", handed_down)
         for key, path in self._directories.items():
             path.mkdir()
-            if key == "v2" and self.hierarchies.v2 and self._outer:
-                _write(path / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(self.hierarchies.v2)))
+            if key == "v2" and handed_down and self._outer:
+                _write(path / "cgroup.subtree_control", handed_down)
             if key == "cpuset":
                 for name in ("cpuset.cpus", "cpuset.mems"):
                     _write(path / name, (path.parent / name).read_text().strip())
@@ -212,6 +294,8 @@ class Group:
         if weight is not None:
             shares, v2_weight = max(2, round(1024 * weight)), min(max(1, round(100 * weight)), 10000)
             self._set("cpu", "cpu.shares", "cpu.weight", shares if "cpu" in self._directories else v2_weight)
+            if self.cell and "cpu" in self.hierarchies.v2:  # it is what competes with the other dimensions
+                _write(self.cell / "cpu.weight", v2_weight)
 
     def limit_bandwidth(self, limit: Bandwidth | None) -> None:
         """Cap the CPU time of the group's SCHED_OTHER tasks; None lifts the cap.

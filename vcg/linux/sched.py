@@ -1,9 +1,15 @@
-"""sched(7): policy, priority and affinity of the calling thread."""
+"""sched(7) and ioprio_set(2): policy, priority and affinity of the calling thread, and the class of its I/O."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+
+from vcg.linux.libc import syscall
+
+_SYS_IOPRIO_SET = 251
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_IDLE = 3 << 13
 
 POLICIES = {"fifo": os.SCHED_FIFO, "other": os.SCHED_OTHER, "idle": os.SCHED_IDLE}
 
@@ -45,3 +51,8 @@ def pin(cpus: Iterable[int]) -> None:
         os.sched_setaffinity(0, wanted)
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"cpus {sorted(wanted)}") from None
+
+
+def idle_io() -> None:
+    """Let the calling thread's I/O wait for everybody else's, where the device has a scheduler that knows of that."""
+    syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE, name="ioprio idle")

@@ -105,7 +105,7 @@ def _descriptors() -> NoReturn:
             held.clear()
 
 
-_ABUSES: dict[str, Callable[[], NoReturn]] = {
+ABUSES: dict[str, Callable[[], NoReturn]] = {
     "spin": _spin,
     "fork": _fork,
     "memory": _memory,
@@ -117,8 +117,8 @@ _ABUSES: dict[str, Callable[[], NoReturn]] = {
 
 def run(dimension: Dimension) -> None:
     kind, after = dimension.args.get("kind", "spin"), int(dimension.args.get("after", 20))
-    if kind not in _ABUSES:
-        raise ValueError(f"hostile: kind = {kind!r}; expected one of {', '.join(_ABUSES)}")
+    if kind not in ABUSES:
+        raise ValueError(f"hostile: kind = {kind!r}; expected one of {', '.join(ABUSES)}")
     for window in dimension.windows():
         if window.number >= after:
-            _ABUSES[kind]()
+            ABUSES[kind]()
