@@ -108,8 +108,7 @@ bench: root setup ## every benchmark, one after another; JSON under results/benc
 	@mkdir -p results/bench
 	for name in $$($(VCG) bench --list | awk '{ print $$1 }'); do
 		echo "bench $$name"
-		$(VCG) bench "$$name" --json >"results/bench/$$name.json.part"
-		mv "results/bench/$$name.json.part" "results/bench/$$name.json"
+		$(VCG) bench "$$name" --out "results/bench/$$name.json"
 	done
 
 .PHONY: lock

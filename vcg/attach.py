@@ -16,7 +16,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,11 +120,8 @@ class Attached:
         answer, _ = self._ask({"do": "amplitude", "amplitudes": dict(amplitudes)})
         return [Change(name, *was["amplitude"], *was["credit_ns"]) for name, was in answer["changed"].items()]
 
-    def snapshot(self, name: str, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def snapshot(self, name: str) -> dict[str, Any]:
         """Have a snapshot of a dimension taken, and wait for it.
-
-        Args:
-            on_step: called several times a second while it is waited for.
 
         Returns:
             Its ``path``, its ``bytes``, how long it ``took_ns``, and for how long the dimension was ``frozen_for_ns``.
@@ -134,7 +131,6 @@ class Attached:
         """
         order, _ = self._ask({"do": "snapshot", "dimension": name})
         while (result := self._ask({"do": "snapshot result", **order})[0]["result"]) is None:
-            on_step()
             time.sleep(_LOOK_S)
         if "error" in result:
             raise RunError(result["error"])

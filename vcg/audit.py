@@ -63,20 +63,60 @@ def leftovers(state_root: Path, mount_root: Path, programs: Iterable[str] = ()) 
     Raises:
         PermissionError: not root.
     """
-    state, mounted = state_root.resolve(), mount_root.resolve()
-    bound = loop.backed_by(state).items()
-    loops = {device: backing for device, backing in bound if not snapshot.is_complete(backing.parent)}
     found = [
-        *(Leftover("loop", device.name, str(backing)) for device, backing in loops.items()),
-        *mounts(mounted, {str(device) for device in loops}),
+        *_below(state_root.resolve(), mount_root.resolve()),
         *cgroups(),
         *processes(),
         *sysv_objects(),
-        *sockets(state),
         *bpf_programs(programs),
-        *files(state),
     ]
     return sorted(set(found))
+
+
+def leftovers_of(supervisor: int, state_root: Path, mount_root: Path) -> list[Leftover]:
+    """The same for one run alone, on a host that may have others; and every process of it, whatever its name.
+
+    A run's groups bear the number of its supervisor, and its processes are in one of them, or in the session that the
+    supervisor leads.
+
+    Args:
+        supervisor: pid of the run's supervisor, dead or alive.
+
+    Raises:
+        PermissionError: not root.
+    """
+    found = [
+        *_below(state_root.resolve(), mount_root.resolve()),
+        *(item for item in cgroups() if _is_group_of(supervisor, Path(item.name).name)),
+        *members(supervisor),
+        *sysv_objects(),
+    ]
+    return sorted(set(found))
+
+
+def _below(state: Path, mounted: Path) -> Iterator[Leftover]:
+    """What belongs to the two roots."""
+    bound = loop.backed_by(state).items()
+    loops = {device: backing for device, backing in bound if not snapshot.is_complete(backing.parent)}
+    yield from (Leftover("loop", device.name, str(backing)) for device, backing in loops.items())
+    yield from mounts(mounted, {str(device) for device in loops})
+    yield from sockets(state)
+    yield from files(state)
+
+
+def members(supervisor: int) -> Iterator[Leftover]:
+    """Processes of one run; zombies too."""
+    for pid in _pids():
+        name, _, fields = _read_or_gone(Path(f"/proc/{pid}/stat")).rpartition(")")
+        state, _, _, session, *_ = fields.split() or ["", "", "", ""]
+        groups = _read_or_gone(Path(f"/proc/{pid}/cgroup"))
+        in_group = any(_is_group_of(supervisor, part) for line in groups.splitlines() for part in line.split("/"))
+        if session == str(supervisor) or in_group:
+            yield Leftover("process", pid, f"{name.partition('(')[2]}, {state}")
+
+
+def _is_group_of(supervisor: int, name: str) -> bool:
+    return name.startswith(f"{CGROUP_PREFIX}{supervisor}-")
 
 
 def is_under(path: str, root: Path) -> bool:
@@ -87,7 +127,7 @@ def is_under(path: str, root: Path) -> bool:
 def mounts(mount_root: Path, loop_devices: set[str]) -> Iterator[Leftover]:
     """Mounts below the mount root, or of the given devices, in the mount namespace of any process."""
     seen = set()
-    for pid in _pids():
+    for pid in _views():
         for entry in _mounts_or_gone(pid):
             ours = is_under(str(entry.point), mount_root) or entry.source in loop_devices
             if ours and entry.identifier not in seen:
@@ -170,6 +210,24 @@ def bpf_programs(names: Iterable[str]) -> Iterator[Leftover]:
 
 def _pids() -> list[str]:
     return [name for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (names are all that is needed)
+
+
+def _views() -> Iterator[str]:
+    """One process for each different table of mounts: what it shows depends on the namespace and on the root."""
+    seen = set()
+    for pid in _pids():
+        view: tuple[str, ...]
+        try:
+            view = tuple(os.readlink(f"/proc/{pid}/{name}") for name in ("ns/mnt", "root"))  # noqa: PTH115
+        except PermissionError:  # one that may not be traced: look at its table itself
+            view = (pid,)
+        except OSError as error:
+            if _is_gone(error):
+                continue
+            raise
+        if view not in seen:
+            seen.add(view)
+            yield pid
 
 
 def _tree(root: Path) -> Iterator[tuple[Path, int]]:

@@ -308,6 +308,95 @@ def top(
             watching.follow(run, console)
 
 
+_SNAPSHOT_EXAMPLES = (
+    "[bold]Examples[/]",
+    "vcg snapshot d4",
+    "vcg snapshot --list",
+    "vcg snapshot --show 20260102T030405.678901Z-d4-crash",
+    'vcg run default --set \'dimensions.*.snapshot=["crash", "oom", "watchdog"]\'',
+)
+
+
+@app.command(epilog="\n\n".join(_SNAPSHOT_EXAMPLES))
+def snapshot(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A dimension of a run that is going on, a range, or *.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the snapshots that there are, oldest first.")] = False,
+    shown: Annotated[
+        str | None, typer.Option("--show", metavar="PATH", help="Show what one holds; its name will do.")
+    ] = None,
+    state_root: StateRootOption = STATE_ROOT,
+    directory: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Where snapshots lie, if the testbed says so; else below the state root."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Take a snapshot of a dimension, or look at those that were taken. Needs root.
+
+    The dimension is frozen while its filesystem is copied, and misses its windows; the run goes on. What has been taken
+    is read without mounting it; [bold]--show[/] says how. A testbed can have one taken when a dimension fails.
+    """
+    from vcg import postmortem
+    from vcg.attach import Attached
+    from vcg.errors import Problem
+    from vcg.snapshot import FOLDER
+
+    if (name is not None) + listed + (shown is not None) != 1:
+        expected = "expected one of these: the NAME of a dimension, --list, --show PATH"
+        raise ConfigError([Problem("command line", None, "snapshot", "", expected)])
+    place = Path(directory or Path(state_root) / FOLDER)
+    if listed:
+        postmortem.show_all(place, _console(), as_json=as_json)
+    elif shown is not None:
+        postmortem.show(Path(shown) if "/" in shown else place / shown, _console(), as_json=as_json)
+    else:
+        with Attached(Path(state_root)) as run:
+            taken = [run.snapshot(one) for one in _select(run.plan, name or "")]
+        postmortem.show_taken(taken, _console(), as_json=as_json)
+
+
+_UNIT_EXAMPLES = (
+    "[bold]Examples[/]",
+    "vcg unit default >/etc/systemd/system/vcg.service",
+    "systemctl enable --now vcg.service",
+    "vcg unit /srv/mine.toml --set base_window=12ms --install-path /opt/vcg/bin/vcg",
+)
+
+
+@app.command(epilog="\n\n".join(_UNIT_EXAMPLES))
+def unit(
+    testbed: TestbedArgument = "default",
+    overrides: OverridesOption = None,
+    install_path: Annotated[
+        str | None,
+        typer.Option("--install-path", metavar="PATH", help="The vcg command that it is to start; else this one."),
+    ] = None,
+) -> None:
+    """Print a systemd unit that runs a testbed from boot on. The testbed is checked against this host first."""
+    import os
+
+    from vcg import config, floor
+    from vcg import plan as planning
+    from vcg import unit as units
+    from vcg.errors import Problem
+    from vcg.linux import numa
+    from vcg.run import check_workloads
+
+    resolved = config.load(testbed, parse_overrides(overrides or []))
+    made = planning.make(resolved, numa.observe(), floor_ns=floor.window_floor_ns())
+    command = Path(install_path or Path(sys.executable).with_name("vcg")).absolute()
+    if not command.is_file() or not os.access(command, os.X_OK):
+        expected = "expected the path of an installed vcg command"
+        raise ConfigError([Problem("command line", None, "--install-path", json.dumps(str(command)), expected)])
+    directory, environment = units.surroundings(lambda path: check_workloads(made, path))
+    is_file = "/" in testbed or testbed.endswith(".toml")
+    words = [str(command), "run", str(Path(testbed).resolve()) if is_file else testbed]
+    words += [word for text in overrides or () for word in ("--set", text)]
+    print(units.render(made, words, directory, environment), end="")
+
+
 def _parse_amplitude(text: str) -> float:
     """The VALUE of ``vcg amplitude``.
 

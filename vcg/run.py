@@ -100,7 +100,7 @@ class Run:
             )
         try:
             filters = {name: b64encode(program).decode() for name, program in _filters(self.plan).items()}
-            service.send(ours, {"plan": self.plan.to_json(), "path": path, "filters": filters})
+            self._tell({"plan": self.plan.to_json(), "path": path, "filters": filters})
             self._adopt(*self._expect("ready"))
         except BaseException as error:
             for problem in self._finish():
@@ -125,11 +125,10 @@ class Run:
         problems = self._finish()
         if problems and error is None:
             raise RunError("; ".join(problems))
-        for one in self.snapshots if error is not None else ():
-            error.add_note(told_of(one))
-        for problem in problems:
+        notes = [told_of(one) for one in self.snapshots] if error is not None else []
+        for note in [*notes, *problems]:
             assert error is not None
-            error.add_note(problem)
+            error.add_note(note)
 
     @property
     def supervisor_pid(self) -> int:
@@ -222,8 +221,11 @@ class Run:
     # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, order: str) -> None:
+        self._tell({"do": order})
+
+    def _tell(self, message: dict[str, Any]) -> None:
         try:
-            service.send(self._socket, {"do": order})
+            service.send(self._socket, message)
         except (BrokenPipeError, ConnectionResetError):
             raise RunError("the supervisor is gone") from None
 

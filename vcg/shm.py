@@ -381,7 +381,7 @@ def newest_record(status: memoryview, epoch: int, latest: int) -> int:
     """
     oldest = max(-1, latest - WINDOW_SLOTS)
     claimed = status[STATUS_HEADER.at("head")] - 1
-    if oldest <= claimed <= latest and (claimed < 0 or _lies_there(status, epoch, claimed)):
+    if oldest < claimed <= latest and _lies_there(status, epoch, claimed):
         return claimed
     return next((window for window in range(latest, oldest, -1) if _lies_there(status, epoch, window)), oldest)
 

@@ -12,6 +12,10 @@ A dimension is frozen by a control group around its own (:attr:`vcg.linux.cgroup
 gate's and the orchestrator's to freeze and thaw, whatever we are doing. Should this process die, the supervisor thaws
 it.
 
+So an image is at rest and complete when it is copied, and e2fsck has nothing to say to it, but that it is of a mounted
+filesystem, and one thing more: what a process had open after removing it still takes room there. (Of a dimension whose
+processes have all died there is no such thing.)
+
 Whatever a dimension wrote is hostile input: its status page is copied before it is read, and its files are opened
 through ``vcg.linux.openat2``. It lives in the supervisor's mount namespace, and holds descriptors in a dimension's
 filesystem only while it copies it.
@@ -37,7 +41,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vcg import archive, service, shm, snapshot
+from vcg import archive, service, shm, snapshot, storage
 from vcg.errors import RunError
 from vcg.linux import clock, copying, kmsg, openat2, sched
 from vcg.linux.cgroup import Freezer
@@ -456,6 +460,7 @@ class Snapshotter:
             return self._pack(d, source, part)
         with opened(source.root, os.O_RDONLY | os.O_DIRECTORY) as root:
             copying.sync_filesystem(root, source.root)
+        storage.complete_superblock(Path(source.root))
         name = file_of(d)
         with opened(source.image, os.O_RDONLY) as image, closing(part.create(name)) as target:
             is_clone = copying.clone(image, target)
@@ -519,7 +524,7 @@ class Snapshotter:
                 size_bytes = os.fstat(fd).st_size
                 part.write(snapshot.LOG, os.pread(fd, LOG_BYTES, max(0, size_bytes - LOG_BYTES)))
         except OSError as error:
-            return {"error": f"log/workload.log: {error.strerror}: the dimension has been at it"}
+            return {"error": f"log/workload.log: {error.strerror}"}
         return {"file": snapshot.LOG, "size_bytes": size_bytes, "kept_bytes": min(size_bytes, LOG_BYTES)}
 
     def _kernel_lines(self, d: DimensionPlan, source: Source, process: Mapping[str, Any]) -> dict[str, Any]:

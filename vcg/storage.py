@@ -82,6 +82,16 @@ def mount_ext4(image: Path, target: Path) -> tuple[int, int]:
     return device.device
 
 
+def complete_superblock(target: Path) -> None:
+    """Let the superblock of a mounted ext4 say what is free: to save writes the kernel keeps that in memory.
+
+    It writes it down when it is mounted anew, also if that changes nothing. A filesystem that an error has made
+    read-only is left so.
+    """
+    if not os.statvfs(target).f_flag & os.ST_RDONLY:
+        mount.mount("", target, "", mount.MS_REMOUNT | _FLAGS | mount.MS_LAZYTIME, "errors=remount-ro")
+
+
 def mount_tmpfs(target: Path, size_bytes: int, node: int | None) -> None:
     """A tmpfs of a size, with an inode for each 4 KiB, its pages on one memory node if one is given."""
     policy = "" if node is None else f",mpol=bind:{node}"

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vcg import histogram, shm
+from vcg import histogram, shm, unit
 from vcg.plan import DimensionPlan, Plan
 from vcg.quantities import format_duration, show_duration
 from vcg.run import Run, told_of
@@ -172,6 +172,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
         up_s = time.monotonic() - began
         before = run.statistics()
         start_ns = run.start()
+        unit.notify("READY=1")
         end_ns = None if length_ns is None else start_ns + length_ns
         try:
             while end_ns is None or time.monotonic_ns() < end_ns:
@@ -182,6 +183,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
                 live.update(Group(watch.table(), _progress(start_ns, end_ns)))
         except KeyboardInterrupt:
             interrupted = True
+        unit.notify("STOPPING=1")
         run.halt()
         watch.add(run.drain())
         ticked_ns = time.monotonic_ns() - start_ns

@@ -636,7 +636,7 @@ ATTACKS = (
     Attack("07", "park_on_clock", park_on_clock, ("seccomp",)),
     Attack("07", "wake_neighbours", wake_neighbours, ("seccomp",)),
 )
-"""Line 06 is about what the host does with what it finds: :data:`TRAPS`. Lines 08 to 11 take runs of their own."""
+"""Line 06 is about what the host does with what it finds: :data:`TRAPS`. Lines 08 to 11 take whole runs."""
 
 
 # ── 06: traps for the host's side ────────────────────────────────────────────────────────────────────────────────────

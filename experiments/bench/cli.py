@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import count
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,24 +24,35 @@ from rich.table import Table
 
 from experiments.bench.figures import Benchmark, Comparison, Figure, Tally
 from experiments.bench.figures import Progress as Report
+from experiments.manifest import host_facts
+from experiments.store import write_durably
 from vcg import floor
 
 
 def benchmarks() -> dict[str, Benchmark]:
     """Every benchmark by its name, in the order in which ``make bench`` runs them."""
-    from experiments.bench import borrow, edge, escape, hostile, mint, probe, programs, rtd, shares, up
+    from experiments.bench import abuse, borrow, crash, edge, escape, hostile, mint, probe, programs, rtd, shares, up
 
-    modules = (rtd, edge, up, probe, mint, shares, borrow, hostile, programs, escape)
+    modules = (rtd, edge, up, probe, mint, shares, borrow, hostile, abuse, programs, escape, crash)
     return {module.BENCHMARK.name: module.BENCHMARK for module in modules}
 
 
 def bench(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which one (see --list).")] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="Runs of each arm; by default the benchmark's own.")] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option("--runs", "--kills", min=1, help="Runs of each arm, or kills; by default the benchmark's own."),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(min=0.5, help="Length of a run; by default the benchmark's own.")
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the random choices of a benchmark that makes some.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write them there as JSON, with the facts of this host.")
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Print the names of the benchmarks and what they do.")] = False,
 ) -> None:
     """Run a benchmark; where there is a peer, both alternate in one go.
@@ -57,13 +69,17 @@ def bench(
         raise typer.BadParameter(f"{name!r}: expected one of {', '.join(known)}", param_hint="NAME")
     if seconds is not None and chosen.seconds is None:
         raise typer.BadParameter(f"a run of {chosen.name!r} takes as long as it takes", param_hint="--seconds")
+    if seed is not None and not chosen.is_seeded:
+        raise typer.BadParameter(f"{chosen.name!r} makes no random choices", param_hint="--seed")
     runs, seconds = runs or chosen.runs, seconds or chosen.seconds or 0.0
     with _progress(runs * chosen.arms) as report:
-        figures = chosen.measure(runs, seconds, report)
+        figures = chosen.measure(runs, seconds, report, *((seed,) if chosen.is_seeded else ()))
     host = describe_host()
+    shown = {"bench": chosen.name, "runs": runs, "host": host, "figures": [figure.as_dict() for figure in figures]}
+    if out is not None:
+        write_durably(out, (json.dumps({**shown, "manifest": host_facts()}, indent=1) + "\n").encode())
     if as_json:
-        shown = [figure.as_dict() for figure in figures]
-        print(json.dumps({"bench": chosen.name, "runs": runs, "host": host, "figures": shown}, indent=2))
+        print(json.dumps(shown, indent=2))
     else:
         _print(chosen, runs, host, figures)
 

@@ -70,6 +70,7 @@ class Benchmark:
         seconds: length of one run of one arm, unless told; None if a run takes as long as it takes.
         arms: how many arms a run has (for the progress bar).
         measure: (runs, seconds, progress) -> figures.
+        is_seeded: whether ``measure`` takes the seed of its random choices as one argument more.
     """
 
     name: str
@@ -77,7 +78,8 @@ class Benchmark:
     runs: int
     seconds: float | None
     arms: int
-    measure: Callable[[int, float, Progress], list[Figure]]
+    measure: Callable[..., list[Figure]]
+    is_seeded: bool = False
 
 
 def interleave(

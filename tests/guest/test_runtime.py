@@ -76,8 +76,8 @@ def group_of(pid: int | str) -> str:
 
 
 def group_of_run(run: Run) -> Path:
-    """The group above those of the dimensions; the services have one beside them."""
-    (ours,) = {Path(group_of(pid)).parent for pid in run.dimension_pids.values()}
+    """The group above the cells of the dimensions; the services have one beside them."""
+    (ours,) = {Path(group_of(pid)).parent.parent for pid in run.dimension_pids.values()}
     services = {group_of(pid) for name, pid in run.service_pids.items() if name != "supervisor"}
     assert services == {str(ours / "services")}
     assert ours.name.startswith(audit.CGROUP_PREFIX)
@@ -116,8 +116,8 @@ def test_every_dimension_is_in_a_limited_group_of_its_own(resolve: Callable[...,
         ours = group_of_run(run)
         assert ours.parent == Path(group_of(run.service_pids["supervisor"])) == Path(group_of("self"))
         for d in run.plan.dimensions:
-            assert group_of(run.dimension_pids[d.name]) == str(ours / d.name)
-            directory = Path(f"/sys/fs/cgroup{ours}", d.name)
+            assert group_of(run.dimension_pids[d.name]) == str(ours / f"{d.name}.cell" / d.name)
+            directory = Path(f"/sys/fs/cgroup{ours}", f"{d.name}.cell", d.name)
 
             def value(file: str, directory: Path = directory) -> str:
                 return (directory / file).read_text().strip()
@@ -154,10 +154,46 @@ def test_without_controllers_affinity_confines_the_dimensions(resolve: Callable[
             assert group_of_run(run).parent == Path(above)
             for d in run.plan.dimensions:
                 pid = run.dimension_pids[d.name]
-                assert group_of(pid) == str(group_of_run(run) / d.name)
+                assert Path(group_of(pid)).name == d.name
                 assert not Path(f"/sys/fs/cgroup{group_of(pid)}", "cpuset.cpus").exists()
                 assert os.sched_getaffinity(pid) == set(d.cpus)
                 assert {line.split()[1] for line in numa_maps(pid)} == {f"bind:{d.node}"}
+
+
+@contextmanager
+def delegated_group() -> Iterator[Path]:
+    """This process in a v2 group as systemd makes it for a service with ``Delegate=``; it hands nothing down yet."""
+    home = Path("/sys/fs/cgroup" + group_of("self"))
+    group = home / "vcg.service"
+    group.mkdir()
+    os.setxattr(group, "trusted.delegate", b"1")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield group
+    finally:
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+        (group / cgroup.LEAF).rmdir()
+        group.rmdir()
+
+
+def test_in_a_delegated_group_we_step_aside_and_every_controller_serves_the_dimensions(
+    resolve: Callable[..., Plan],
+) -> None:
+    with delegated_group() as group:
+        assert (group / "cgroup.subtree_control").read_text().split() == []
+        assert cgroup.observe().v2 == set(cgroup.CONTROLLERS)
+        for _ in range(2):  # the second time everything is in place already
+            with Run(resolve("tmpfs")) as run:
+                ran(run, 1.0)
+                assert Path(f"/sys/fs/cgroup{group_of_run(run)}").parent == group
+                assert group_of("self") == group_of(run.service_pids["supervisor"])
+                assert Path(f"/sys/fs/cgroup{group_of('self')}") == group / cgroup.LEAF
+                for d in run.plan.dimensions:
+                    directory = Path(f"/sys/fs/cgroup{group_of(run.dimension_pids[d.name])}")
+                    assert (directory / "memory.max").read_text().strip() == str(d.memory_bytes)
+                    assert numa.parse_cpulist((directory / "cpuset.cpus").read_text().strip()) == d.cpus
+                    assert (directory.parent / "cpu.weight").read_text() == (directory / "cpu.weight").read_text()
+        assert set((group / "cgroup.subtree_control").read_text().split()) == set(cgroup.CONTROLLERS)
 
 
 # ── memory nodes ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vcg.linux import cgroup, prctl, sched
-from vcg.linux.cgroup import CONTROLLERS, Bandwidth, Freezer, Group, Hierarchies
+from vcg.linux.cgroup import CONTROLLERS, Bandwidth, FifoFreezer, Freezer, Group, Hierarchies
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -202,13 +202,15 @@ def make_freezer(make_group: Make) -> Iterator[Callable[[], tuple[Group, Freezer
         freezer.close()
 
 
-def spin_in(group: Group) -> int:
-    """A process in a group that spins until it is killed."""
+def spin_in(group: Group, priority: int = 0) -> int:
+    """A process in a group that spins until it is killed, SCHED_FIFO if it has a priority."""
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         prctl.die_with_parent(parent)
         group.enter()
+        if priority:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
         while True:
             pass
     return pid
@@ -261,6 +263,117 @@ def test_what_enters_a_frozen_group_is_frozen(make_freezer: Callable[[], tuple[G
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+# ── cells ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_frozen_cell_holds_its_group_whatever_the_groups_own_switch_says() -> None:
+    group = Group(cgroup.observe(), f"vcg-test-{os.getpid()}", (), in_cell=True)
+    group.create()
+    pid = spin_in(group)
+    assert group.cell is not None and group.unified is not None
+    cell, own = Freezer(group.cell), Freezer(group.unified)
+    try:
+        wait_for(lambda: cell.usage_ns() > 1_000_000)
+        own.freeze()
+        cell.freeze()
+        own.thaw()
+        wait_for(cell.is_frozen)
+        before_ns = own.usage_ns()
+        time.sleep(0.02)
+        assert own.usage_ns() == before_ns
+        cell.thaw()
+        wait_for(lambda: own.usage_ns() > before_ns)
+        own.freeze()
+        cell.freeze()
+        cell.thaw()
+        wait_for(own.is_frozen)
+    finally:
+        for freezer in (cell, own):
+            freezer.close()
+        assert cgroup.kill(group.directories, soon_ns()) == set()
+        os.waitpid(pid, 0)
+        assert cgroup.remove(group.directories, soon_ns()) == []
+    assert not group.cell.exists()
+
+
+def test_a_process_is_in_the_group_and_not_in_its_cell(child_that: Any) -> None:
+    group = Group(cgroup.observe(), f"vcg-test-{os.getpid()}", (), in_cell=True)
+    group.create()
+    try:
+        with child_that(group.enter) as child:
+            assert cgroup.observe(child.pid).unified == group.unified
+            assert group.members() == {child.pid}
+            assert (group.cell / "cgroup.procs").read_text() == ""  # type: ignore[operator]
+    finally:
+        assert cgroup.remove(group.directories, soon_ns()) == []
+
+
+# ── delegation ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mark", cgroup.DELEGATION_MARKS)
+def test_a_delegated_group_is_known_by_its_mark_and_by_nothing_else(make_group: Make, mark: str) -> None:
+    directory = make_group(()).unified
+    assert directory is not None
+    assert not cgroup.is_delegated(directory)
+    os.setxattr(directory, mark, b"0")
+    assert not cgroup.is_delegated(directory)
+    os.setxattr(directory, mark, b"1")
+    assert cgroup.is_delegated(directory)
+    assert not cgroup.is_delegated(directory.parent)
+    assert not cgroup.observe().is_delegated
+
+
+def test_who_is_in_a_delegated_group_steps_aside_and_still_builds_below_it(make_group: Make, child_that: Any) -> None:
+    directory = make_group(()).unified
+    assert directory is not None
+    os.setxattr(directory, "user.delegate", b"1")
+
+    def act() -> tuple[Hierarchies, Hierarchies]:
+        (directory / "cgroup.procs").write_text(str(os.getpid()))
+        before = cgroup.observe()
+        for _ in range(2):
+            cgroup.step_aside(directory, ())
+        return before, cgroup.observe()
+
+    with child_that(lambda: None) as bystander:
+        (directory / "cgroup.procs").write_text(str(bystander.pid))
+        with child_that(act) as child:
+            before, after = child.said
+            assert before == after
+            assert (after.unified, after.is_delegated) == (directory, True)
+            leaf = directory / cgroup.LEAF
+            assert cgroup.members_below(leaf) == {child.pid, bystander.pid}
+            assert (directory / "cgroup.procs").read_text() == ""
+            assert (Group(after, "vcg-inner", ()).unified) == directory / "vcg-inner"
+
+
+def test_real_time_tasks_are_demoted_while_they_are_frozen(make_group: Make) -> None:
+    group = make_group(())
+    assert group.unified is not None
+    freezer = FifoFreezer(group.unified, 7)
+    pids = [spin_in(group, priority) for priority in (7, 7)]
+
+    def classes() -> set[tuple[int, int]]:
+        return {(os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority) for pid in pids}
+
+    try:
+        wait_for(lambda: group.members() == set(pids) and classes() == {(os.SCHED_FIFO, 7)})
+        for _ in range(2):
+            freezer.freeze()
+            wait_for(freezer.is_frozen)
+            assert classes() == {(os.SCHED_IDLE, 0)}
+            before_ns = freezer.usage_ns()
+            freezer.thaw()
+            assert classes() == {(os.SCHED_FIFO, 7)}
+            wait_for(lambda: freezer.usage_ns() > before_ns)  # noqa: B023 (called at once)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        freezer.close()
 
 
 # ── membership ───────────────────────────────────────────────────────────────────────────────────────────────────────

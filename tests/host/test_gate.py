@@ -215,6 +215,22 @@ def test_what_a_program_forks_is_frozen_with_it(resolve: Resolve) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_a_real_time_program_holds_nobody_back_while_it_is_being_frozen(resolve: Resolve) -> None:
+    """Frozen it is of the idle class, because it was demoted before; running it has its own again."""
+    with Run(resolve(SPINNERS, scheduling="fifo:10", devices=NULL)) as run, watched(run) as group:
+        procs = group_of(run) / "cgroup.procs"
+
+        def classes() -> set[int]:
+            return {os.sched_getscheduler(int(pid)) & ~os.SCHED_RESET_ON_FORK for pid in procs.read_text().split()}
+
+        assert classes() == {os.SCHED_IDLE}
+        run.start()
+        wait_for(run, lambda: len(procs.read_text().split()) == 2 and classes() == {os.SCHED_FIFO})
+        run.halt()
+        wait_for(run, group.is_frozen)
+        assert classes() == {os.SCHED_IDLE}
+
+
 def test_a_program_that_waits_uses_nothing_and_its_windows_are_done(resolve: Resolve) -> None:
     with Run(resolve(["/usr/bin/sleep", "1000"])) as run:
         run.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -320,6 +321,7 @@ def test_a_locked_dimension_may_still_call_deeply(in_child: Any) -> None:
 
     def after(lock: Callable[[], object]) -> Callable[[], int]:
         def act() -> int:
+            faulthandler.disable()  # what would else end up on the terminal is what is expected
             lock()
             steps = dict(sandbox.surrendering(UID, os.getppid()))
             steps["limits"]()

@@ -1,4 +1,7 @@
-"""The CPU limit behind the tokens: what the kernel takes, and never less than what a dimension may use."""
+"""The CPU limit behind the tokens: what the kernel takes, and never less than what a dimension may use.
+
+And which controllers of the v2 tree are ours to use.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcg.linux.cgroup import BANDWIDTH_MIN_US, BANDWIDTH_PERIOD_MAX_US, Bandwidth, bandwidth
+from vcg.linux.cgroup import BANDWIDTH_MIN_US, BANDWIDTH_PERIOD_MAX_US, CONTROLLERS, Bandwidth, bandwidth, usable
 
 US = 1000
 WINDOWS_NS = st.fractions(min_value=50 * US, max_value=5_000_000 * US, max_denominator=1000)
@@ -70,3 +73,18 @@ def test_no_shorter_period_of_whole_windows_would_do(window_ns: Fraction, share:
         windows = round(limit.period_us * US / window_ns)
         shorter_ns = (windows - 1) * window_ns
         assert windows == 1 or shorter_ns < BANDWIDTH_MIN_US * US or share * shorter_ns < BANDWIDTH_MIN_US * US
+
+
+SETS = st.frozensets(st.sampled_from([*CONTROLLERS, "hugetlb", "rdma", "misc"]))
+
+
+@given(SETS, SETS)
+def test_of_a_group_that_is_not_ours_only_what_it_hands_down_already_is_used(
+    offered: frozenset[str], enabled: frozenset[str]
+) -> None:
+    assert usable(offered, enabled, delegated=False) == offered & enabled & set(CONTROLLERS)
+
+
+@given(SETS, SETS)
+def test_of_a_delegated_group_all_that_it_has_is_used(offered: frozenset[str], enabled: frozenset[str]) -> None:
+    assert usable(offered, enabled, delegated=True) == offered & set(CONTROLLERS)

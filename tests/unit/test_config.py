@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcg import config
-from vcg.config import Scheduling, Testbed
+from vcg.config import Restart, Scheduling, Testbed
 from vcg.errors import ConfigError
 from vcg.quantities import format_duration, format_ratio
 
@@ -48,7 +48,7 @@ def messages(load: Load, text: str, overrides: dict[str, Any] | None = None) -> 
 def test_ready_testbed_survives_resolving(name: str) -> None:
     testbed = config.load(name)
     assert testbed.name == name
-    assert len(testbed.dimensions) == 9
+    assert len(testbed.dimensions) == (3 if name == "programs" else 9)
     assert config.from_mapping(testbed.resolved()) == testbed
     by_json = json.loads(json.dumps(testbed.resolved(), sort_keys=True))
     assert list(config.from_mapping(by_json).dimensions) == list(testbed.dimensions)
@@ -401,3 +401,39 @@ def test_override_of_a_whole_table_replaces_it() -> None:
 def test_overriding_one_member_does_not_leak_to_its_triad() -> None:
     testbed = config.load("default", {"dimensions.d4.storage.size": "1M"})
     assert [d.storage.size_bytes >> 20 for d in testbed.dimensions.values()][3:6] == [1, 64, 64]
+
+
+# ── restarts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("written", "limit", "backoff_ns"),
+    [
+        ('"never"', 0, 100_000_000),
+        ('"on-failure"', 3, 100_000_000),
+        ('{ policy = "on-failure" }', 3, 100_000_000),
+        ('{ policy = "on-failure", limit = 7, backoff = "20ms" }', 7, 20_000_000),
+    ],
+)
+def test_a_restart_policy_in_each_of_its_forms(load_text: Load, written: str, limit: int, backoff_ns: int) -> None:
+    testbed = load_text(f"{MINIMAL}restart = {written}\n")
+    assert testbed.dimensions["d1"].restart == Restart(limit, backoff_ns)
+    assert config.from_mapping(testbed.resolved()) == testbed
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ('"always"', 'expected "never", "on-failure", or { policy = "on-failure", limit = 3, backoff = "100ms" }'),
+        ("{ limit = 3 }", 'expected "never", "on-failure", or {'),
+        ('{ policy = "on-failure", tries = 3 }', "and no other keys"),
+        ('{ policy = "on-failure", limit = 0 }', "expected a limit of at least 1 restart in a row"),
+        ('{ policy = "on-failure", backoff = 100 }', "expected a duration"),
+        ('{ policy = "on-failure", backoff = "10us" }', "expected a backoff from 1ms to 30s"),
+        ('{ policy = "on-failure", backoff = "31s" }', "expected a backoff from 1ms to 30s"),
+    ],
+)
+def test_a_wrong_restart_policy_is_refused_where_it_stands(load_text: Load, written: str, message: str) -> None:
+    (problem,) = messages(load_text, f"{MINIMAL}restart = {written}\n")
+    assert problem.startswith("mine.toml:3: dimensions.d1.restart: ")
+    assert message in problem

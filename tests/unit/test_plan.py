@@ -51,7 +51,7 @@ def test_larger_hosts_keep_dimensions_off_the_housekeeping_cpu() -> None:
     assert [d.node for d in made.dimensions] == [0, 0, 0, 1, 1, 1, 1, 0, 0]
 
 
-@given(st.integers(1, 16), st.sampled_from(config.ready_testbeds()))
+@given(st.integers(1, 16), st.sampled_from(sorted({*config.ready_testbeds()} - {"programs"})))  # it places its own
 def test_automatic_placement_is_balanced_and_spreads_triads(count: int, name: str) -> None:
     host = HostShape(tuple(range(count)), dict.fromkeys(range(count), 0))
     made = make(name, host)

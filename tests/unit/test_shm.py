@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import mmap
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -68,3 +70,63 @@ def test_declared_records_fit_their_slots() -> None:
     assert shm.TICKS_HEADER.words <= shm.LATEST_AT
     assert shm.LATEST_AT + shm.MAX_DIMENSIONS <= shm.EDGES_AT
     assert shm.STATUS_HEADER.words * shm.WORD <= shm.MESSAGE_AT_BYTES
+
+
+# ── what a dead process has left ─────────────────────────────────────────────────────────────────────────────────────
+
+EPOCH = 9
+
+
+def page_with(windows: range, head: int) -> memoryview:
+    """A status page with a record of each of these windows, and some claim of how many there are."""
+    words = memoryview(mmap.mmap(-1, shm.STATUS_BYTES)).cast("q")
+    for window in windows:
+        at = shm.WINDOWS_AT + window % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
+        words[at], words[at + 1] = window, EPOCH
+    words[shm.STATUS_HEADER.at("head")] = head
+    return words
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, shm.WINDOW_SLOTS + 5])
+def test_a_page_in_order_is_believed(count: int) -> None:
+    windows = range(max(0, count - shm.WINDOW_SLOTS), count)
+    assert shm.newest_record(page_with(windows, count), EPOCH, count + 10) == count - 1
+
+
+@pytest.mark.parametrize("head", [-1, -(2**62), 0, 7, 41, 99, 2**62])
+def test_a_claim_without_the_record_behind_it_is_not_believed(head: int) -> None:
+    assert shm.newest_record(page_with(range(10, 40), head), EPOCH, 60) == 39
+
+
+def test_records_of_windows_that_have_not_begun_do_not_count() -> None:
+    assert shm.newest_record(page_with(range(100), 100), EPOCH, 60) == 60
+
+
+def test_records_of_another_epoch_do_not_count() -> None:
+    assert shm.newest_record(page_with(range(40), 40), EPOCH + 1, 60) == -1
+
+
+def test_what_has_left_the_ring_is_not_claimed_back() -> None:
+    latest = 5 * shm.WINDOW_SLOTS
+    for page in (page_with(range(40), 40), page_with(range(0), 0)):
+        assert shm.newest_record(page, EPOCH, latest) == latest - shm.WINDOW_SLOTS
+
+
+def test_a_region_is_lent_to_the_children_of_one_moment_only() -> None:
+    fd = shm.allocate("vcg-test", shm.PAGE)
+    owned = shm.Owned(fd)
+    shm.seal(fd)
+    with pytest.raises(PermissionError):
+        shm.Owned(fd)
+    os.close(fd)
+    codes = []
+    for lends in (False, True, False):
+        with owned.lent() if lends else contextlib.nullcontext():
+            pid = os.fork()
+            if pid == 0:
+                faulthandler.disable()
+                owned.words[0] += 1
+                os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert codes == [-signal.SIGSEGV, 0, -signal.SIGSEGV]
+    assert owned.words[0] == 1

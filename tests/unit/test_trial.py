@@ -171,6 +171,7 @@ def test_a_quiet_trial_counts() -> None:
         ({"reference_p99_ns": 401e3}, "times that of the idle host"),
         ({"reference_p99_ns": None}, "too few samples"),
         ({"refused_records": 1}, "refused"),
+        ({"restarted": 1}, "restarted"),
         ({"lost_events": 1}, "lost"),
         ({"disagreements": 1}, "oracle"),
     ],

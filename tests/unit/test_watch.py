@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vcg import shm
 from vcg.shm import Cause, Outcome
-from vcg.watch import Tally, changes
+from vcg.watch import Tally, changes, lost_services, restarts
 
 PLANNED_NS = 10**12
 LATENESS = st.integers(min_value=0, max_value=10**10)
@@ -119,3 +119,19 @@ def test_changes_of_amplitudes_are_told_with_their_times() -> None:
         {"at_ns": 2_000_001_000, "name": "d2", "amplitude": 2.5},
     ]
     assert changes(retuned, 1000) == "amplitude of d9 to 3 before the start; amplitude of d1, d2 to 2.5 after 2s"
+
+
+def test_processes_that_were_replaced_are_told_a_line_each() -> None:
+    failed = {"name": "d4", "generation": 2, "how": "exited with 1", "message": "workload x raised Y\nat line 1"}
+    lines = restarts(
+        [{**failed, "died_ns": 2_000_001_000, "up_ns": 2_150_001_000}, {**failed, "died_ns": 500, "up_ns": None}], 1000
+    )
+    assert list(lines) == [
+        "d4 exited with 1 after 2s: workload x raised Y; restarted after 150ms (generation 2)",
+        "d4 exited with 1 before the start: workload x raised Y; the run ended before another could take its place",
+    ]
+
+
+def test_services_that_the_run_went_on_without_are_told_a_line_each() -> None:
+    lost = [{"name": "relay", "how": "was killed by SIGKILL", "at_ns": 3_000_001_000}]
+    assert list(lost_services(lost, 1000)) == ["relay was killed by SIGKILL after 3s; the run went on without it"]

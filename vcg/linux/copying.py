@@ -1,8 +1,9 @@
 """What it takes to copy a filesystem's image: syncfs(2), ioctl_ficlone(2), and holes (lseek(2), SEEK_DATA).
 
 Traps: blocks that were allocated but never written are holes to SEEK_DATA, and read as zeros; so a copy may be smaller
-than what it was copied from. SEEK_DATA knows of data that is still in the page cache, and of what a loop device has
-written with direct I/O; but not of what the filesystem *on* that device still holds back: syncfs first.
+than what it was copied from. But whatever is in the page cache is data to it, also such blocks if somebody has read
+them: reading ahead, which is read by nobody, would let the holes vanish while one looks for them. SEEK_DATA does not
+know of what the filesystem *on* a loop device still holds back: syncfs first.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def copy(source: int, target: int) -> None:
     """
     size_bytes = os.fstat(source).st_size
     os.ftruncate(target, size_bytes)
+    os.posix_fadvise(source, 0, 0, os.POSIX_FADV_RANDOM)
     buffer = memoryview(bytearray(_PIECE_BYTES))
-    for begin, length in data(source, size_bytes):
+    for begin, length in list(data(source, size_bytes)):
         at, end = begin, begin + length
         while at < end and (got := os.preadv(source, [buffer[: end - at]], at)):
             written = 0

@@ -46,9 +46,9 @@ def die_with_parent(parent: int) -> None:
         raise ProcessLookupError(f"parent {parent} ended before its child was ready")
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(on: bool = True) -> None:
     """Become the parent of every descendant whose own parent ends, in place of init, and so the one to reap it."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1, "child_subreaper")
+    _prctl(_PR_SET_CHILD_SUBREAPER, on, "child_subreaper")
 
 
 def forbid_new_privileges() -> None:

@@ -1,6 +1,7 @@
-"""Workloads that misbehave towards the runtime itself, for the tests of what it makes of that.
+"""Workloads that misbehave towards the runtime itself: what they write, what they hold, what they leave behind.
 
-Arguments: ``after`` windows that they behave for; ``forgeries`` of each kind.
+Arguments: ``after`` windows that they behave for; ``forgeries`` of each kind. They run in dimensions: the standard
+library and ``vcg`` only.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from vcg import shm
 from vcg.dimension import Dimension
 from vcg.shm import Outcome
 
-HUGE = 2**62
-_HEAD = shm.STATUS_HEADER.at("head")
+DAEMON = "data/daemon"
+"""Below a dimension's root directory: the pid of what it has left behind."""
+_HUGE = 2**62
+_HEAD_AT = shm.STATUS_HEADER.at("head")
 
 
-def _claim(dimension: Dimension, window: int, epoch: int, used_ns: int) -> None:
-    """Leave a record that says whatever one likes."""
-    status, head = dimension._status, dimension._status[_HEAD]
+def claim(status: memoryview, window: int, epoch: int, used_ns: int) -> None:
+    """Leave a record in a status page that says whatever one likes."""
+    head = status[_HEAD_AT]
     at = shm.WINDOWS_AT + head % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
     fields = {"window": window, "epoch": epoch, "outcome": Outcome.DONE, "used_ns": used_ns}
     for name, value in fields.items():
         status[at + shm.WINDOW.at(name)] = value
-    status[_HEAD] = head + 1
+    status[_HEAD_AT] = head + 1
 
 
 def forges(dimension: Dimension) -> None:
@@ -33,33 +36,34 @@ def forges(dimension: Dimension) -> None:
 
     Each kind in a window of its own, and each record before it lets the runtime's own one follow.
     """
-    epoch, after = dimension._epoch, int(dimension.args["after"])
+    epoch, after, kind = dimension._epoch, int(dimension.args["after"]), 0
     for window in dimension.windows():
         now = window.number
-        claims = {
-            after: (now, epoch - 1, 0),
-            after + 10: (now - 5, epoch, 0),
-            after + 20: (now + 1000, epoch, 0),
-            after + 30: (now, epoch, -HUGE),
-            after + 40: (now, epoch, HUGE),
-        }
-        if now in claims:
+        claims = (
+            (now, epoch - 1, 0),
+            (now - 5, epoch, 0),
+            (now + 1000, epoch, 0),
+            (now, epoch, -_HUGE),
+            (now, epoch, _HUGE),
+        )
+        if kind < len(claims) and now >= after * (1 + kind):
             for _ in range(int(dimension.args["forgeries"])):
-                _claim(dimension, *claims[now])
+                claim(dimension._status, *claims[kind])
             time.sleep(0.02)  # the orchestrator looks at them before the true record comes
+            kind += 1
 
 
 def corrupts(dimension: Dimension) -> None:
     """Put the head of its own page out of range, backwards and torn, again and again, and garbage in all the rest."""
     status = dimension._status
-    heads = (HUGE, -HUGE, -1, 0, 2**63 - 1, shm.WINDOW_SLOTS * 3, 7, 0x0000000100000000, 0x00000000FFFFFFFF)
+    heads = (_HUGE, -_HUGE, -1, 0, 2**63 - 1, shm.WINDOW_SLOTS * 3, 7, 0x0000000100000000, 0x00000000FFFFFFFF)
     message_at = shm.STATUS_HEADER.at("message_bytes")
     for window in dimension.windows():
         if window.number >= dimension.args["after"]:
-            status[message_at] = HUGE * (-1) ** window.number
+            status[message_at] = _HUGE * (-1) ** window.number
             for word in range(shm.WINDOWS_AT, shm.WINDOWS_AT + 100 * shm.WINDOW_WORDS):
-                status[word] = HUGE - word
-            status[_HEAD] = heads[window.number % len(heads)]
+                status[word] = _HUGE - word
+            status[_HEAD_AT] = heads[window.number % len(heads)]
             time.sleep(0.003)  # let it be seen so
 
 
@@ -77,7 +81,7 @@ def daemonises(dimension: Dimension) -> None:
         if os.fork() == 0:
             for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_IGN)
-            Path("/data/daemon").write_text(str(os.getpid()))
+            Path("/", DAEMON).write_text(str(os.getpid()))
             while True:
                 time.sleep(60)
         os._exit(0)

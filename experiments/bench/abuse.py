@@ -1,0 +1,51 @@
+"""``vcg bench abuse``: what one abusive dimension of nine does to the cadence of the other eight.
+
+The default testbed, with ``d5`` (ext4, in the middle triad) turned hostile after a while: a fork bomb, a memory bomb
+(its own pages, a memfd, and files), a full disk, inodes used up, a flood of descriptors. Its own limits have to stop
+it. A run's value is the p99 of the lateness of the other eight together (a window never entered counts as infinitely
+late); the peer is the same testbed with an idle dimension in the hostile one's place, in the same block.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.bench import runtime
+from experiments.bench.figures import Benchmark, Figure, Progress, comparison, interleave, quantile
+from vcg.plan import Plan
+from vcg.run import Run
+
+PEER = "an idle dimension in its place"
+KINDS = ("fork", "memory", "disk", "inodes", "descriptors")
+_AFTER_WINDOWS = 50
+
+
+def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
+    """The p99 of the other eight beside each abuse, over that beside an idle dimension."""
+    with runtime.directory() as place:
+        arms = {f"abuse_{kind}_p99": partial(ours, plan_of(place, kind), seconds) for kind in KINDS}
+        samples = interleave({"idle": partial(ours, plan_of(place, None), seconds), **arms}, runs, progress)
+    beside = samples.pop("idle")
+    return [comparison(name, "ns", values, PEER, beside) for name, values in samples.items()]
+
+
+def plan_of(place: Path, kind: str | None) -> Plan:
+    """The default testbed with its fifth dimension hostile, or idle."""
+    overrides: dict[str, Any] = {"dimensions.d5.workload": "hostile" if kind else "idle", "dimensions.d5.memory": "96M"}
+    if kind:
+        overrides["dimensions.d5.args"] = {"kind": kind, "after": _AFTER_WINDOWS}
+        # What the kernel kills for its memory begins again, and bombs again.
+        overrides["dimensions.d5.restart"] = {"policy": "on-failure", "limit": 1000, "backoff": "50ms"}
+    return runtime.plan_of("default", place, overrides)
+
+
+def ours(plan: Plan, seconds: float) -> float:
+    """One run: p99 of the lateness of all dimensions but the fifth, in ns."""
+    with Run(plan) as run:
+        records = runtime.run_for(run, seconds)
+    return quantile(runtime.lateness_ns({name: raw for name, raw in records.items() if name != "d5"}), 0.99)
+
+
+BENCHMARK = Benchmark("abuse", "eight neighbours of each abuse, against an idle dimension", 5, 8.0, 6, measure)

@@ -1,0 +1,169 @@
+"""What the supervisor has asked of the snapshotter, played by a test: nothing it does, or fails to do, goes further."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vcg import orders, service
+from vcg.errors import RunError
+from vcg.orders import KEPT, Orders
+
+Message = dict[str, Any]
+
+
+class Bench:
+    """The orders of a run with two dimensions, the snapshotters that were started, and what was told."""
+
+    def __init__(self, place: Path) -> None:
+        self.theirs: list[socket.socket] = []
+        self.told: list[Message] = []
+        self.switches = {name: place / name / "cgroup.freeze" for name in ("d1", "d2")}
+        for switch in self.switches.values():
+            switch.parent.mkdir()
+            switch.write_text("0")
+        sources = {name: {"cell": str(switch.parent), "pid": 1} for name, switch in self.switches.items()}
+        self.orders = Orders(self.begin, 77, sources, self.told.append)
+
+    def begin(self) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.settimeout(5)
+        self.theirs.append(theirs)
+        return 1000 + len(self.theirs), ours
+
+    def heard(self) -> Message:
+        message, _ = service.receive(self.theirs[-1])
+        assert message is not None
+        return message
+
+    def say(self, **message: Any) -> None:
+        service.send(self.theirs[-1], message)
+        self.orders.hear()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.orders.finish(0)
+    for one in made.theirs:
+        one.close()
+
+
+def test_the_first_order_starts_a_snapshotter_and_tells_it_all(bench: Bench) -> None:
+    assert bench.theirs == []
+    number = bench.orders.order("d1", "demand")
+    assert bench.orders.pid == 1001
+    facts = bench.heard()
+    assert facts["began_ns"] == 77
+    assert set(facts["sources"]) == {"d1", "d2"}
+    assert bench.heard() == {"number": number, "dimension": "d1", "why": "demand", "process": {}}
+    bench.orders.order("d2", "demand")
+    assert len(bench.theirs) == 1
+
+
+def test_a_result_can_be_asked_for_and_is_told(bench: Bench) -> None:
+    number = bench.orders.order("d1", "demand")
+    assert bench.orders.result(number) is None
+    assert bench.orders.is_open("d1")
+    assert not bench.orders.is_open("d2")
+    bench.say(event="step", name="snapshot copy", dimension="d1")
+    bench.say(event="snapshot", number=number, dimension="d1", why="demand", path="/x")
+    assert bench.orders.result(number)["path"] == "/x"  # type: ignore[index]
+    assert not bench.orders.is_open()
+    assert [one["event"] for one in bench.told] == ["step", "snapshot"]
+
+
+def test_what_it_takes_of_its_own_accord_is_told(bench: Bench) -> None:
+    bench.orders.engage()
+    bench.say(event="snapshot", number=None, dimension="d2", why="watchdog", path="/x")
+    assert [one["why"] for one in bench.told] == ["watchdog"]
+
+
+def test_a_death_that_is_no_occasion_is_closed_in_silence(bench: Bench) -> None:
+    number = bench.orders.order("d1", "death", {"code": 1})
+    bench.say(event="declined", number=number)
+    assert not bench.orders.is_open()
+    assert bench.told == []
+    with pytest.raises(RunError, match=f"order {number}: not known"):
+        bench.orders.result(number)
+
+
+def test_only_the_newest_results_are_kept(bench: Bench) -> None:
+    numbers = []
+    for _ in range(KEPT + 5):
+        numbers.append(bench.orders.order("d1", "demand"))
+        bench.say(event="snapshot", number=numbers[-1], dimension="d1", why="demand", path="/x")
+    assert bench.orders.result(numbers[-1]) is not None
+    with pytest.raises(RunError, match="expected one of the last"):
+        bench.orders.result(numbers[0])
+
+
+def test_when_the_snapshotter_dies_what_was_held_is_thawed_and_what_was_open_has_failed(bench: Bench) -> None:
+    number = bench.orders.order("d1", "death", {"code": -9})
+    bench.orders.hold("d1")
+    assert bench.switches["d1"].read_text() == "1"
+    bench.theirs[-1].close()
+    bench.orders.hear()
+    assert bench.switches["d1"].read_text() == "0"
+    assert "d1: the snapshotter has gone before it was done" in bench.orders.result(number)["error"]  # type: ignore[index]
+    assert bench.told == [bench.orders.result(number)]
+    bench.orders.lost("was killed")  # the news of its death come twice
+    assert len(bench.told) == 1
+
+
+def test_one_that_dies_at_once_is_not_followed_by_another_until_somebody_asks(bench: Bench) -> None:
+    bench.orders.engage()
+    bench.theirs[-1].close()
+    bench.orders.hear()
+    assert len(bench.theirs) == 1
+    bench.orders.order("d1", "demand")
+    assert len(bench.theirs) == 2
+
+
+def test_one_that_has_lived_is_followed_by_another_that_knows_the_present_processes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "_LIFE_MIN_NS", 0)
+    bench.orders.engage()
+    bench.orders.update("d1", pid=4711, generation=2)
+    bench.theirs[-1].close()
+    bench.orders.hear()
+    assert len(bench.theirs) == 2
+    assert bench.heard()["sources"]["d1"]["pid"] == 4711
+
+
+def test_a_snapshotter_that_does_not_listen_holds_nobody(bench: Bench) -> None:
+    with pytest.raises(RunError, match="d1: the snapshotter cannot be asked"):
+        for _ in range(10_000):
+            bench.orders.order("d1", "demand")
+
+
+def test_at_the_end_what_is_not_done_is_given_up_and_none_is_started_any_more(bench: Bench) -> None:
+    number = bench.orders.order("d1", "demand")
+    bench.orders.hold("d1")
+    bench.orders.finish(0.05)
+    assert "was given up after 0 s" in bench.orders.result(number)["error"]  # type: ignore[index]
+    assert bench.switches["d1"].read_text() == "0"
+    assert len(bench.theirs) == 1
+
+
+def test_at_the_end_what_is_nearly_done_is_waited_for(bench: Bench) -> None:
+    number = bench.orders.order("d1", "demand")
+    service.send(bench.theirs[-1], {"event": "snapshot", "number": number, "dimension": "d1", "why": "x", "path": "/x"})
+    bench.orders.finish(5)
+    assert bench.orders.result(number)["path"] == "/x"  # type: ignore[index]
+
+
+def test_to_tell_somebody_who_does_not_listen_or_is_gone_takes_no_time() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        for _ in range(10_000):
+            orders.tell(ours, {"event": "snapshot"})
+        theirs.close()
+        orders.tell(ours, {"event": "snapshot"})
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_SEQPACKET
