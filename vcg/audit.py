@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcg import snapshot
-from vcg.linux import bpf, loop, mount
+from vcg.linux import bpf, loop, mount, sysvipc
 
 CGROUP_PREFIX = "vcg-"
 PROCESS_PREFIX = "vcg:"
@@ -163,24 +163,11 @@ def processes() -> Iterator[Leftover]:
             yield Leftover("process", pid, f"{comm}, {state[1] if state else 'just gone'}")
 
 
-def parse_sysvipc(text: str) -> list[tuple[str, int, int]]:
-    """Identifier, owner and creator of each line of a ``/proc/sysvipc`` table (proc(5))."""
-    header, *lines = text.splitlines()
-    names = header.split()
-    columns = [next(i for i, name in enumerate(names) if name in wanted) for wanted in (_SYSV_IDS, {"uid"}, {"cuid"})]
-    rows = [line.split() for line in lines]
-    return [(row[columns[0]], int(row[columns[1]]), int(row[columns[2]])) for row in rows]
-
-
-_SYSV_IDS = {"shmid", "semid", "msqid"}
-
-
 def sysv_objects() -> Iterator[Leftover]:
     """Shared memory, semaphores and queues that a dimension's uid owns or created."""
-    for table in ("shm", "sem", "msg"):
-        for identifier, uid, creator in parse_sysvipc(Path("/proc/sysvipc", table).read_text()):
-            if uid in UIDS or creator in UIDS:
-                yield Leftover("sysv", f"{table} {identifier}", f"uid {uid}, created by {creator}")
+    for one in sysvipc.objects():
+        if one.uid in UIDS or one.creator in UIDS:
+            yield Leftover("sysv", f"{one.kind} {one.identifier}", f"uid {one.uid}, created by {one.creator}")
 
 
 def sockets(state_root: Path) -> Iterator[Leftover]:

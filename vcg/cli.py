@@ -519,7 +519,8 @@ def _print_plan(console: Console, plan: Plan, description: str, listed: list[Edg
     console.print(
         f"RTD on CPU {plan.rtd.cpus[0]} (fifo:{plan.rtd.priority}), "
         f"orchestrator on CPU {plan.orchestrator.cpus[0]} (fifo:{plan.orchestrator.priority}) "
-        f"at {show_duration(plan.orchestrator_phase_ns)} of {rounds}, housekeeping on {_numbers(plan.housekeeping.cpus)}"
+        f"at {show_duration(plan.orchestrator_phase_ns)} of {rounds}, "
+        f"housekeeping on {_numbers(plan.housekeeping.cpus)}"
     )
     console.print(f"images in {escape(plan.state_root)}, mounts in {escape(plan.mount_root)}\n")
     console.print(_dimension_table(plan.dimensions))

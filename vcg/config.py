@@ -322,7 +322,9 @@ _Share = Annotated[
     Fraction,
     PlainValidator(_parse_share),
     PlainSerializer(format_ratio),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": float(FLOOR_MIN), "maximum": float(FLOOR_MAX)}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "number", "minimum": float(FLOOR_MIN), "maximum": float(FLOOR_MAX)}]}
+    ),
 ]
 _Ceiling = Annotated[
     Fraction,

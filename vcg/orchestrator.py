@@ -67,7 +67,9 @@ class Desk:
         self._ring_at = shm.TOKENS_AT + plan.index * shm.TOKEN_SLOTS * shm.TOKEN_WORDS
         self.seen = 0
         """Records of its status page that have been looked at."""
-        self._reported = -1
+        self.index = plan.index
+        self.reported = -1
+        """The newest window of which there was a report."""
         self.refused_epoch = self.refused_window = self.refused_value = self.records_lost = 0
         self.unreported_ns = 0
         self._warden: Warden | None = None
@@ -168,13 +170,13 @@ class Desk:
             window, outcome, used_ns = status[at], status[at + 2], status[at + 8]
             if status[at + 1] != epoch:
                 self.refused_epoch += 1
-            elif not self._reported < window <= newest:
+            elif not self.reported < window <= newest:
                 self.refused_window += 1
             elif outcome in _ENTERED:
                 if not 0 <= used_ns <= most_ns - account.used_ns:
                     self.refused_value += 1
                     continue
-                self._reported = window
+                self.reported = window
                 if window == account.next_window == account.settled_through + 1:
                     account.settle_plain(used_ns, self._offered_to(window))
                     continue
@@ -185,7 +187,7 @@ class Desk:
                 else:
                     account.settle_late(used_ns)
             else:
-                self._reported = window
+                self.reported = window
                 self._catch_up(window)
                 account.expire_before(window + 1)
         self.seen = head
@@ -323,6 +325,7 @@ class Orchestrator:
             for d, account, status in zip(plan.dimensions, self.ledger.accounts, statuses, strict=True)
         ]
         self._control, self._tokens = control, tokens
+        self._latest = ticks[shm.LATEST_AT : shm.LATEST_AT + len(plan.dimensions)]
         self._base_ns, self._rounds = plan.base_window_ns, plan.rounds
         self._tuning_at, self._lives_at = shm.CONTROL.at("tuning"), shm.CONTROL.at("lives")
         self._tuning = self._lives = self._offered_ns = 0
@@ -346,8 +349,10 @@ class Orchestrator:
         if control[self._tuning_at] != self._tuning:
             self._tune(start_ns, began_ns)
         elapsed_ns, desks = began_ns - start_ns, self.desks
+        newest = self._latest.tolist()
         for desk in desks:
-            if desk.status[_HEAD_AT] != desk.seen:
+            # Who has reported its newest window has nothing to add; so its page need not be fetched from afar.
+            if desk.reported != newest[desk.index] and desk.status[_HEAD_AT] != desk.seen:
                 desk.settle(elapsed_ns)
         if control[self._lives_at] != self._lives:
             self._follow()
@@ -358,9 +363,8 @@ class Orchestrator:
             for desk in desks:
                 desk.offer_through(start_ns, offered_ns)
         for market in self.ledger.markets:
-            for account in market.order:
-                if account.give_ns or account.takes or account.balance_ns:  # else it is plain, and may wait
-                    desks[account.index].book_through(start_ns, through_ns, began_ns)
+            for account in market.order if market.is_sorted else market.sort():
+                desks[account.index].book_through(start_ns, through_ns, began_ns)
         tokens = self._tokens
         tokens[_THROUGH_AT] = through_ns
         minted_ns = clock.now_ns()

@@ -324,7 +324,7 @@ def retuned(plan: Plan, amplitudes: Mapping[str, float]) -> list[int]:
 
 def rounds_per_base_window(rhythm: Sequence[Cadence], base_window_ns: int) -> int:
     """How often the orchestrator works: as often as the shortest window comes round, but not under a millisecond."""
-    shortest_ns = max(ROUND_MIN_NS, min(cadence.period for cadence in rhythm))
+    shortest_ns = max(Fraction(ROUND_MIN_NS), min(cadence.period for cadence in rhythm))
     return max(1, floor(base_window_ns / shortest_ns))
 
 

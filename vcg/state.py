@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from vcg import snapshot
 from vcg.errors import RunError
-from vcg.linux import cgroup, loop, mount
+from vcg.linux import cgroup, loop, mount, sysvipc
 
 RECONCILE_S = 10.0
 SOCKET_PATH_BYTES = 107
@@ -104,11 +104,13 @@ class StateRoot:
         mount_root: Path,
         made_mount_root: bool,
         snapshots: Path | None = None,
+        uids: Sequence[int] = (),
     ) -> None:
         """Journal what is about to be built.
 
         Args:
             snapshots: where the run will make some, if asked to.
+            uids: of its dimensions.
         """
         content = {
             "epoch": epoch,
@@ -117,6 +119,7 @@ class StateRoot:
             "mount_root": str(mount_root),
             "made_mount_root": made_mount_root,
             "snapshots": None if snapshots is None else str(snapshots),
+            "uids": list(uids),
         }
         self._replace(self.journal, json.dumps(content))
 
@@ -152,6 +155,7 @@ class StateRoot:
             lambda: self._give_loops_back(deadline_ns),
             lambda: [f"cgroup {path} can't be removed" for path in cgroup.remove(directories, deadline_ns)],
             self._remove_files,
+            lambda: _remove_sysv_objects(set(noted.get("uids", ()))),
             lambda: _discard_parts(noted) if noted else [],
             lambda: _remove_mount_root(mount_root) if mount_root and noted["made_mount_root"] else [],
         ]
@@ -180,6 +184,19 @@ class StateRoot:
 def control_socket(state_root: Path) -> Path:
     """Where a run with this state root takes requests."""
     return state_root / "control.sock"
+
+
+def _remove_sysv_objects(uids: set[int]) -> list[str]:
+    """Remove what processes of these users have left behind in System V IPC, where no filter keeps them from it.
+
+    Other runs have dimensions of the same uids: while a process of a uid is alive, its objects stay.
+    """
+    found = [one for one in sysvipc.objects() if one.uid in uids or one.creator in uids]
+    alive = {Path("/proc", name).stat().st_uid for name in os.listdir("/proc") if name.isdigit()} if found else set()
+    for one in found:
+        if not {one.uid, one.creator} & uids & alive:
+            sysvipc.remove(one)
+    return []
 
 
 def _discard_parts(noted: dict[str, Any]) -> list[str]:

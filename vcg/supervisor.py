@@ -181,7 +181,8 @@ class Supervisor:
         self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
         made = not self._mount_root.exists()
-        self.state.note(epoch, self._group.directories, self._mount_root, made, Path(self.plan.snapshots.directory))
+        snapshots, uids = Path(self.plan.snapshots.directory), [d.uid for d in self.plan.dimensions]
+        self.state.note(epoch, self._group.directories, self._mount_root, made, snapshots, uids)
         self._mount_root.mkdir(parents=True, exist_ok=True)
         self._claim = lock_mount_root(self._mount_root)
         self._step("cgroups")

@@ -248,13 +248,10 @@ class Account:
             self._change(left_ns)
         self._expect(used_ns, budget_ns)
 
-    @property
-    def is_plain(self) -> bool:
-        """Its tokens hold its own credit and nothing else, so it does not matter when they are minted."""
-        return not (self.give_ns or self.takes or self.balance_ns)
-
     def settle_plain(self, used_ns: int, credit_ns: int) -> None:
-        """Mint the next window and book its use, in one: for an account that is plain, and not behind.
+        """Mint the next window and book its use, in one: for an account that is not behind.
+
+        Where tokens hold the own credit and nothing else it does not matter when they are minted.
 
         Args:
             credit_ns: what its token held.
@@ -297,7 +294,9 @@ class Account:
             if self._in_a_row == _ABSENT:
                 self.forget_demand()
             pays_ns = min(fresh_ns, -self.balance_ns) if self.balance_ns < 0 else 0
-            self.balance_ns += pays_ns
+            if pays_ns:
+                self.balance_ns += pays_ns
+                self.market.is_sorted = False
             self.expired += 1
             self.expired_ns += fresh_ns - pays_ns
 
@@ -321,6 +320,8 @@ class Account:
         elif balance_ns < -self.debt_max_ns:
             self.forgiven_ns += -self.debt_max_ns - balance_ns
             balance_ns = -self.debt_max_ns
+        if not balance_ns or not self.balance_ns:
+            self.market.is_sorted = False
         self.balance_ns = balance_ns
 
     def _expect(self, used_ns: int, budget_ns: int) -> None:
@@ -469,11 +470,14 @@ class Market:
         urgent: whether somebody has come to want more than its own credit since :meth:`allot`.
         stale: whether anything else has changed since, so that it would decide a little otherwise.
         wanted: whether anybody wanted more than its own at that time.
-        order: in which tokens are minted: those who may give before those who receive.
+        order: of those whose tokens have to be minted before they begin, as :meth:`sort` has left it: those who may
+            give come before those who receive.
+        is_sorted: whether that is still right.
     """
 
     def __init__(self, accounts: Sequence[Account], horizon_ns: int) -> None:
         self.accounts = self.order = tuple(accounts)
+        self.is_sorted = False
         self.urgent = self.stale = self.wanted = False
         self.allotted_ns = 0
         self._horizon_ns = horizon_ns
@@ -511,6 +515,7 @@ class Market:
                 flow.close()
         lender.gives = [flow for flow in lender.gives if flow.repays]
         lender.give_ns = sum(flow.gives_ns for flow in lender.gives)
+        self.is_sorted = False
 
     def release(self, borrower: Account) -> None:
         """A borrower does with less than before: let its loans end; if it still wants some, that is decided anew."""
@@ -520,6 +525,7 @@ class Market:
                 flow.lender.gives.remove(flow)
                 flow.close()
         borrower.takes = [flow for flow in borrower.takes if flow.repays]
+        self.is_sorted = False
         if borrower.demand_ns > borrower.credit_ns:
             self.urgent = True
 
@@ -552,7 +558,14 @@ class Market:
         for flow in before:
             if not flow.rate_ppb:
                 flow.close()
-        self.order = (*(a for a in self.accounts if not a.takes), *(a for a in self.accounts if a.takes))
+        self.is_sorted = False
+
+    def sort(self) -> tuple[Account, ...]:
+        """Bring :attr:`order` up to date: who is plain is left out of it."""
+        self.is_sorted = True
+        givers = [a for a in self.accounts if not a.takes and (a.give_ns or a.balance_ns)]
+        self.order = (*givers, *(a for a in self.accounts if a.takes))
+        return self.order
 
     def _reclaim(self) -> None:
         """Let debtors pay back to lenders that want more than their own, at most half of what lies above their floor.

@@ -193,6 +193,8 @@ def _rates(before: Sample | None, after: Sample | None) -> dict[str, float | Non
 
 def _state(state: int, account: Mapping[str, int], tasks: int | None) -> str:
     """The worst that is to be said of a dimension, in a word."""
+    if account["generation"] < 0:
+        return "down"
     if state == State.FAILED:
         return "failed"
     if state == State.FINISHED or tasks == 0:
@@ -250,7 +252,7 @@ def _headline(told: Mapping[str, Any]) -> Text:
 
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
-    "": lambda row: row.name,
+    "": lambda row: f"{row.name} #{generation}" if (generation := abs(row.totals["generation"])) > 1 else row.name,
     "win": lambda row: _short(row.window_ns),
     "ampl": lambda row: f"{row.amplitude:.3g}",
     "own": lambda row: _short(row.credit_ns),
@@ -273,7 +275,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 _DISPENSABLE = ("task", "mem", "win", "skip", "owed", "rd/s", "wr/s", "ampl")
 """What a narrow terminal is spared, in this order."""
 _LEFT = ("", "state")
-_STYLES = {"failed": "bold red", "ended": "red", "held": "yellow", "behind": "yellow"}
+_STYLES = {"failed": "bold red", "down": "red", "ended": "red", "held": "yellow", "behind": "yellow"}
 _WIDE = 120
 
 

@@ -66,6 +66,7 @@ def render(
         ("Restart", "on-failure"),
         ("RestartSec", "5s"),
         ("RestartPreventExitStatus", "2"),
+        ("SuccessExitStatus", "130"),
         ("TimeoutStartSec", f"{START_S}s"),
         ("TimeoutStopSec", f"{STOP_S}s"),
         ("KillMode", "mixed"),

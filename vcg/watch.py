@@ -172,9 +172,9 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
         up_s = time.monotonic() - began
         before = run.statistics()
         start_ns = run.start()
-        unit.notify("READY=1")
         end_ns = None if length_ns is None else start_ns + length_ns
         try:
+            unit.notify("READY=1")
             while end_ns is None or time.monotonic_ns() < end_ns:
                 left_s = _DRAIN_S if end_ns is None else (end_ns - time.monotonic_ns()) / 1e9
                 time.sleep(max(0.0, min(_DRAIN_S, left_s)))

@@ -24,16 +24,28 @@ from rich.table import Table
 
 from experiments.bench.figures import Benchmark, Comparison, Figure, Tally
 from experiments.bench.figures import Progress as Report
-from experiments.manifest import host_facts
-from experiments.store import write_durably
 from vcg import floor
 
 
 def benchmarks() -> dict[str, Benchmark]:
     """Every benchmark by its name, in the order in which ``make bench`` runs them."""
-    from experiments.bench import abuse, borrow, crash, edge, escape, hostile, mint, probe, programs, rtd, shares, up
+    from experiments.bench import (
+        abuse,
+        borrow,
+        crash,
+        edge,
+        escape,
+        hostile,
+        mint,
+        probe,
+        programs,
+        rtd,
+        shares,
+        snapshot,
+        up,
+    )
 
-    modules = (rtd, edge, up, probe, mint, shares, borrow, hostile, abuse, programs, escape, crash)
+    modules = (rtd, edge, up, probe, mint, shares, borrow, hostile, abuse, programs, escape, crash, snapshot)
     return {module.BENCHMARK.name: module.BENCHMARK for module in modules}
 
 
@@ -77,6 +89,9 @@ def bench(
     host = describe_host()
     shown = {"bench": chosen.name, "runs": runs, "host": host, "figures": [figure.as_dict() for figure in figures]}
     if out is not None:
+        from experiments.manifest import host_facts
+        from experiments.store import write_durably
+
         write_durably(out, (json.dumps({**shown, "manifest": host_facts()}, indent=1) + "\n").encode())
     if as_json:
         print(json.dumps(shown, indent=2))

@@ -113,7 +113,7 @@ def test_a_whole_database_passes(loaded: Path) -> None:
     "harm",
     [
         f"delete from rows where id = {NEWEST}",
-        "delete from rows where id = 50000",
+        "delete from rows where id = 9000",
         f"delete from rows where id > 5001 + {BATCH_ROWS}",
         "update rows set content = 'short' where id = 6000",
     ],

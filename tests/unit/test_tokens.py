@@ -74,7 +74,9 @@ class Cpu:
                     used.append(use)
             self.ledger.turn(now_ns)
             by_name = {spec.name: spec for spec in self.specs}
-            for account in self.ledger.markets[0].order:
+            market = self.ledger.markets[0]
+            order = market.sort()
+            for account in (*order, *(a for a in market.accounts if a not in order)):
                 spec = by_name[account.terms.name]
                 budgets = self.budgets[spec.name]
                 while self._start_ns(spec, len(budgets)) < (self.rounds + 2) * ROUND_NS:
