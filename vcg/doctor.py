@@ -139,6 +139,7 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
         check_command("redis-server", "vcg bench programs", "redis-server redis-tools", required=False),
         check_command("sqlite3", "vcg bench programs", "sqlite3", required=False),
         check_command("stress-ng", "vcg bench programs", "stress-ng", required=False),
+        check_command("zstd", "snapshots of tmpfs dimensions", "zstd", required=False),
     ]
     if root.ok:  # the others would only say again that root is missing
         checks += [

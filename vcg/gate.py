@@ -29,6 +29,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vcg import rtd, service, shm
@@ -145,11 +146,16 @@ def main(arguments: list[str]) -> None:
     service.send(supervisor, {"ready": f"gate of {d.name}"})
     epoch, generation_at = control[shm.CONTROL.at("epoch")], shm.GENERATIONS_AT + d.index
     generation, usage_ns = 1, account(group, d.cpus)
+
+    def has_died(generation: int) -> bool:
+        word: int = control[generation_at]
+        return word == -generation  # not merely negative: the next one is announced only when we have frozen it
+
     while not hold(
         Dimension(d, epoch, control, ticks, tokens, status, usage_ns, generation),
         group,
         len(d.cpus),
-        lambda: control[generation_at] < 0,
+        partial(has_died, generation),
     ):
         group.thaw()  # the next one has to get itself ready first
         service.send(supervisor, {"parked": d.name})

@@ -78,7 +78,7 @@ def show(path: Path, console: Console, *, as_json: bool) -> None:
     if papers["run_start_ns"] and papers["monotonic_ns"] > papers["run_start_ns"]:
         since = f", {show_duration(papers['monotonic_ns'] - papers['run_start_ns'])} after the start"
     held = f"frozen for {show_duration(papers['frozen_for_ns'])}"
-    rest = "" if papers["at_rest"] else ", not at rest: something in it was in the middle of a system call"
+    rest = "" if papers["at_rest"] else ", but not at rest: something in it could go on while it was copied"
     console.print(f"{papers['utc']}{since}; {held}{rest}")
     console.print(f"epoch {papers['epoch']}, generation {papers['generation']}, pid {process['pid']}")
     if process.get("said"):

@@ -36,7 +36,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,12 @@ class Lookout:
         self._kills: int | None = None
         self._is_suspected = False
 
+    def begin(self, memory: str | None) -> None:
+        """There is another process; what happened before is not its doing."""
+        if self._kills is None:
+            self._kills = oom_kills(memory)
+        self.forgive()
+
     def misses(self) -> bool:
         """Whether it has just missed too many windows in a row."""
         head = self._status[shm.STATUS_HEADER.at("head")]
@@ -164,7 +170,7 @@ class Lookout:
         return self._watchdog.see(outcomes, max(0, latest - last - 2))
 
     def forgive(self) -> None:
-        """It was held until now."""
+        """What it missed until now was not its fault."""
         self._forgiven_ns = clock.now_ns()
         self._watchdog.forgive()
 
@@ -280,9 +286,10 @@ class Snapshotter:
                 return False
             if "sources" in message:
                 self._began_ns = message["began_ns"]
-                self._sources |= {name: Source(**source) for name, source in message["sources"].items()}
-                for name, lookout in self._lookouts.items():
-                    lookout.was_short_of_memory(self._sources[name].memory)
+                for name, source in message["sources"].items():
+                    self._sources[name] = Source(**source)
+                    if name in self._lookouts:
+                        self._lookouts[name].begin(self._sources[name].memory)
             else:
                 self._orders.append(message)
             timeout_s = 0
@@ -292,7 +299,6 @@ class Snapshotter:
         name, why, process = order["dimension"], order["why"], order["process"]
         d, detail = self.dimensions[name], process.get("how", "")
         if why == "death":
-            self._sources[name] = replace(self._sources[name], pid=0)
             is_short = self._lookouts[name].was_short_of_memory(self._sources[name].memory)
             reason = reason_of_death(d.snapshot, process["code"], is_short)
             if reason is None:
@@ -307,12 +313,16 @@ class Snapshotter:
         if self._control[shm.CONTROL.at("phase")] != Phase.RUN:
             return
         for name, lookout in self._lookouts.items():
-            source = self._sources[name]
-            if not source.pid or clock.now_ns() < lookout.quiet_until_ns:
+            source, wanted = self._sources[name], lookout.d.snapshot
+            if not source.pid:
                 continue
-            if "oom" in lookout.d.snapshot and lookout.runs_short_of_memory(source):
+            is_short = "oom" in wanted and lookout.runs_short_of_memory(source)
+            has_missed = "watchdog" in wanted and lookout.misses()
+            if clock.now_ns() < lookout.quiet_until_ns:
+                continue
+            if is_short:
                 self._on_own_account(lookout, "oom", "the kernel killed something in it for want of memory")
-            if "watchdog" in lookout.d.snapshot and lookout.misses():
+            elif has_missed:
                 missed = f"it missed {self.plan.snapshots.watchdog} windows in a row"
                 self._on_own_account(lookout, "watchdog", missed)
 

@@ -12,6 +12,7 @@ which only flock(2) can lock; to remove it under another run would detach that r
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -192,11 +193,21 @@ def _remove_sysv_objects(uids: set[int]) -> list[str]:
     Other runs have dimensions of the same uids: while a process of a uid is alive, its objects stay.
     """
     found = [one for one in sysvipc.objects() if one.uid in uids or one.creator in uids]
-    alive = {Path("/proc", name).stat().st_uid for name in os.listdir("/proc") if name.isdigit()} if found else set()
+    alive = _uids_alive() if found else set()
     for one in found:
         if not {one.uid, one.creator} & uids & alive:
             sysvipc.remove(one)
     return []
+
+
+def _uids_alive() -> set[int]:
+    """Users that have a process."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            lines = path.read_text().splitlines()
+            found |= {int(line.split()[1]) for line in lines if line.startswith("Uid:")}
+    return found
 
 
 def _discard_parts(noted: dict[str, Any]) -> list[str]:

@@ -641,6 +641,7 @@ class Supervisor:
         """The process of a dimension has failed: have a snapshot taken, if wanted, and hold what else is in it."""
         assert self._orders is not None
         d = next(d for d in self.plan.dimensions if d.name == child.name)
+        self._orders.update(d.name, pid=0)
         if not {"crash", "oom"} & set(d.snapshot):
             return
         life = self._lives.get(d.name)

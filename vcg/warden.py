@@ -124,9 +124,11 @@ class Warden:
                 self._reschedule(self._policy, self._priority, set())
                 self._demoted = set()
             return
+        # Demoted first: to freeze takes the kernel's cgroup mutex, and a spinner of a real-time class could keep
+        # whoever holds that, at an ordinary priority, off the CPU, and us with it.
+        self._demoted = self._reschedule("idle", 0, self._demoted)
         if after == Standing.FROZEN and before != after:
             os.pwrite(self._freeze, b"1", 0)
-        self._demoted = self._reschedule("idle", 0, self._demoted)
         if before == Standing.FROZEN and before != after:
             os.pwrite(self._freeze, b"0", 0)
 

@@ -180,6 +180,25 @@ def test_a_crash_leaves_every_marker_that_was_synced_and_all_the_evidence(
     assert [(one["dimension"], one["path"]) for one in run.snapshots] == [("d1", papers["path"])]
 
 
+def test_what_the_filesystem_holds_back_is_in_the_snapshot_and_in_no_plain_copy(
+    resolve: Callable[..., Plan], roots: Roots
+) -> None:
+    """The control: without syncfs the same file, at the same moment, is not there."""
+    with Run(resolve()) as run, Attached(roots.state_root) as attached:
+        run.start()
+        mine = Path(f"/proc/{run.dimension_pids['d1']}/root/data/unsynced")
+        mine.write_text("written, and synced by nobody")
+        plain = roots.state_root.parent / "plain.img"
+        plain.write_bytes((roots.state_root / "d1.img").read_bytes())
+        taken = Path(attached.snapshot("d1")["path"], "d1.img")
+        run.halt()
+    found = [
+        subprocess.run(["debugfs", "-R", "cat /data/unsynced", str(image)], capture_output=True, check=True).stdout
+        for image in (plain, taken)
+    ]
+    assert found == [b"", b"written, and synced by nobody"]
+
+
 def test_the_image_is_copied_without_its_holes(resolve: Callable[..., Plan], roots: Roots) -> None:
     with Run(resolve()) as run, Attached(roots.state_root) as attached:
         run.start()
@@ -256,7 +275,7 @@ def test_a_process_that_the_kernel_kills_for_want_of_memory(
 def test_a_child_that_the_kernel_kills_for_want_of_memory_while_the_run_goes_on(
     resolve: Callable[..., Plan], roots: Roots
 ) -> None:
-    with Run(resolve(snapshot=ALL, memory="64M", args={"at": 5, "then": "child"})) as run:
+    with Run(resolve(snapshot=["crash", "oom"], memory="64M", args={"at": 5, "then": "child"})) as run:
         run.start()
         until(lambda: check(run) or run.snapshots)
         time.sleep(0.5)
@@ -342,6 +361,21 @@ def test_a_dimension_is_not_restarted_before_its_snapshot_is_there(resolve: Call
     assert papers["generation"] == 1
     assert markers(papers) == list(range(21))
     assert papers["monotonic_ns"] + run.snapshots[0]["frozen_for_ns"] < run.restarts[0]["up_ns"]
+
+
+def test_windows_that_nobody_was_there_for_are_no_occasion(resolve: Callable[..., Plan], roots: Roots) -> None:
+    """Of a dimension that is down between one process and the next."""
+    crashing = {
+        "restart": {"policy": "on-failure", "limit": 3, "backoff": "500ms"},
+        "args": {"at": 20, "then": "abort"},
+    }
+    with Run(resolve(snapshots={"watchdog": 5}, snapshot=["watchdog"], **crashing)) as run:
+        run.start()
+        until(lambda: check(run) or (run.restarts and run.restarts[0]["up_ns"]))
+        goes_on(run)
+        time.sleep(0.3)
+        run.halt()
+    assert run.snapshots == []
 
 
 # ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,8 +15,9 @@ import pytest
 
 from vcg import audit, state, storage
 from vcg.errors import RunError
-from vcg.linux import cgroup, loop, mount
+from vcg.linux import cgroup, loop, mount, sysvipc
 from vcg.linux.cgroup import Group
+from vcg.linux.libc import check, libc
 from vcg.state import StateRoot
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -234,6 +235,34 @@ def test_what_cannot_be_undone_is_told_and_stays_in_the_journal(roots: Any, chil
         held.image("d4").rmdir()
         assert held.reconcile() == []
         assert not held.journal.exists()
+
+
+def test_sysv_objects_of_its_users_are_removed_once_none_of_their_processes_is_alive(
+    roots: Any, child_that: Any
+) -> None:
+    """Another run may have dimensions of the same uids."""
+    uid, other = audit.UIDS[90], audit.UIDS[91]
+
+    def make_one_of_each() -> None:
+        os.setresuid(uid, uid, uid)
+        for name, arguments in {"shmget": (0, 4096), "semget": (0, 1), "msgget": (0,)}.items():
+            check(getattr(libc, name)(*arguments, 0o1600), name)
+
+    def there() -> list[str]:
+        return sorted(one.kind for one in sysvipc.objects() if one.uid == uid)
+
+    with StateRoot(roots.state_root) as held:
+        with child_that(make_one_of_each):
+            for uids in ([other], [uid, other]):
+                held.note(held.next_epoch(), [], roots.mount_root, False, uids=uids)
+                assert held.reconcile() == []
+                assert there() == ["msg", "sem", "shm"]
+        held.note(held.next_epoch(), [], roots.mount_root, False, uids=[other])
+        assert held.reconcile() == []
+        assert there() == ["msg", "sem", "shm"]
+        held.note(held.next_epoch(), [], roots.mount_root, False, uids=[uid])
+        assert held.reconcile() == []
+        assert there() == []
 
 
 @pytest.mark.parametrize("content", ["", '{"epoch": 1, "cgro'])

@@ -437,3 +437,44 @@ def test_a_wrong_restart_policy_is_refused_where_it_stands(load_text: Load, writ
     (problem,) = messages(load_text, f"{MINIMAL}restart = {written}\n")
     assert problem.startswith("mine.toml:3: dimensions.d1.restart: ")
     assert message in problem
+
+
+# ── snapshots ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_snapshots_are_taken_only_where_they_are_wanted(load_text: Load) -> None:
+    testbed = load_text(f'{MINIMAL}snapshot = ["watchdog", "crash"]\n[dimensions.d2]\n')
+    assert testbed.dimensions["d1"].snapshot == ("crash", "watchdog")
+    assert testbed.dimensions["d2"].snapshot == ()
+    assert (testbed.snapshots.directory, testbed.snapshots.quota_bytes, testbed.snapshots.watchdog) == (
+        None,
+        1 << 30,
+        10,
+    )
+    assert config.from_mapping(testbed.resolved()) == testbed
+
+
+def test_where_snapshots_go_and_how_many_can_be_said(load_text: Load) -> None:
+    text = f'{MINIMAL}[snapshots]\ndirectory = "/srv/kept"\nquota = "8M"\nwatchdog = 3\n'
+    testbed = load_text(text)
+    snapshots = testbed.snapshots
+    assert (snapshots.directory, snapshots.quota_bytes, snapshots.watchdog) == ("/srv/kept", 8 << 20, 3)
+    assert config.from_mapping(testbed.resolved()) == testbed
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (f'{MINIMAL}snapshot = "crash"\n', "dimensions.d1.snapshot", "expected a list of some of crash, oom, watchdog"),
+        (f'{MINIMAL}snapshot = ["panic"]\n', "dimensions.d1.snapshot", "expected a list of some of"),
+        (f'{MINIMAL}snapshot = ["oom", "oom"]\n', "dimensions.d1.snapshot", "expected a list of some of"),
+        (f'{MINIMAL}[snapshots]\nquota = "1M"\n', "snapshots", "expected a quota of at least 4M"),
+        (f"{MINIMAL}[snapshots]\nwatchdog = 0\n", "snapshots.watchdog", ""),
+        (f'{MINIMAL}[snapshots]\ndirectory = "here"\n', "snapshots.directory", "expected an absolute path"),
+        (f'mount_root = "/vcg"\n{MINIMAL}[snapshots]\ndirectory = "/vcg/x"\n', "", "outside mount_root (/vcg)"),
+    ],
+)
+def test_what_is_wrong_about_snapshots_is_told(load_text: Load, text: str, place: str, message: str) -> None:
+    (problem,) = messages(load_text, text)
+    assert place in problem
+    assert message in problem

@@ -17,7 +17,7 @@ PIECES = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 3 * BLOCK)), max
 
 @settings(max_examples=60, deadline=None)
 @given(PIECES, st.integers(0, 300 * BLOCK))
-def test_a_copy_is_equal_and_has_the_same_holes(pieces: list[tuple[int, int]], size_bytes: int) -> None:
+def test_a_copy_is_equal_and_its_holes_are_no_smaller(pieces: list[tuple[int, int]], size_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name, "source"), Path(name, "target")
         with source.open("wb") as file:
@@ -28,7 +28,10 @@ def test_a_copy_is_equal_and_has_the_same_holes(pieces: list[tuple[int, int]], s
         with source.open("rb") as original, target.open("wb+") as copy:
             copying.copy(original.fileno(), copy.fileno())
             size = source.stat().st_size
-            assert list(copying.data(copy.fileno(), size)) == list(copying.data(original.fileno(), size))
+            taken_bytes, given_bytes = (
+                sum(length for _, length in copying.data(file.fileno(), size)) for file in (copy, original)
+            )
+            assert taken_bytes <= given_bytes
         assert target.read_bytes() == source.read_bytes()
 
 
@@ -46,6 +49,15 @@ def test_what_was_allocated_and_never_written_is_a_hole_even_after_others_were_r
         assert sum(length for _, length in copying.data(original.fileno(), size)) == before
         assert sum(length for _, length in copying.data(copy.fileno(), size)) == before <= 64 * BLOCK * 8
     assert target.stat().st_size == size
+
+
+def test_zeros_that_were_written_take_no_room_in_a_copy(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(4 << 20) + b"x" * BLOCK + bytes(4 << 20))
+    with source.open("rb") as original, target.open("wb+") as copy:
+        copying.copy(original.fileno(), copy.fileno())
+        assert sum(length for _, length in copying.data(copy.fileno(), 9 << 20)) <= 1 << 16
+    assert target.read_bytes() == source.read_bytes()
 
 
 def test_data_ends_where_it_is_told_to(tmp_path: Path) -> None:

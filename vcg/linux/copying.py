@@ -2,8 +2,9 @@
 
 Traps: blocks that were allocated but never written are holes to SEEK_DATA, and read as zeros; so a copy may be smaller
 than what it was copied from. But whatever is in the page cache is data to it, also such blocks if somebody has read
-them: reading ahead, which is read by nobody, would let the holes vanish while one looks for them. SEEK_DATA does not
-know of what the filesystem *on* a loop device still holds back: syncfs first.
+them, or their neighbours (the cache has large folios). Reading ahead would let the holes vanish while one looks for
+them, and what a copy leaves in the cache those that the next one looks for. SEEK_DATA does not know of what the
+filesystem *on* a loop device still holds back: syncfs first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vcg.linux.libc import check, libc
 
 _FICLONE = 0x40049409
 _NOT_CLONED = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL)
-_PIECE_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 16
 
 
 def sync_filesystem(fd: int, name: str) -> None:
@@ -60,7 +61,7 @@ def clone(source: int, target: int) -> bool:
 
 
 def copy(source: int, target: int) -> None:
-    """Copy a file into an empty one, holes as holes.
+    """Copy a file into an empty one, holes as holes; zeros that were written become holes, too.
 
     Raises:
         OSError: ENOSPC and what else read(2) and write(2) raise.
@@ -68,11 +69,17 @@ def copy(source: int, target: int) -> None:
     size_bytes = os.fstat(source).st_size
     os.ftruncate(target, size_bytes)
     os.posix_fadvise(source, 0, 0, os.POSIX_FADV_RANDOM)
-    buffer = memoryview(bytearray(_PIECE_BYTES))
+    zeros = bytes(_PIECE_BYTES)
     for begin, length in list(data(source, size_bytes)):
         at, end = begin, begin + length
-        while at < end and (got := os.preadv(source, [buffer[: end - at]], at)):
-            written = 0
-            while written < got:
-                written += os.pwrite(target, buffer[written:got], at + written)
-            at += got
+        while at < end and (piece := os.pread(source, min(_PIECE_BYTES, end - at), at)):
+            if piece != zeros[: len(piece)]:
+                _write(target, piece, at)
+            at += len(piece)
+    os.posix_fadvise(source, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _write(fd: int, content: bytes, at: int) -> None:
+    while content:
+        written = os.pwrite(fd, content, at)
+        content, at = content[written:], at + written
