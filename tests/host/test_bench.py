@@ -105,7 +105,7 @@ def test_the_command_lists_the_benchmarks() -> None:
     assert [line.split()[0] for line in listed] == list(benchmarks())
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], [], ["up", "--seconds", "3"]])
+@pytest.mark.parametrize("arguments", [["nothing"], [], ["up", "--seconds", "3"], ["up", "--seed", "3"]])
 def test_what_cannot_be_run_is_refused(arguments: list[str]) -> None:
     app = Typer()
     app.command()(bench)

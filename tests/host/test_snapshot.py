@@ -20,7 +20,7 @@ import pytest
 from vcg import audit, config, plan, shm, snapshot, state
 from vcg.attach import Attached
 from vcg.errors import RunError
-from vcg.linux import cgroup, loop, mount, numa
+from vcg.linux import loop, mount, numa
 from vcg.plan import Plan
 from vcg.run import Run
 
@@ -156,8 +156,8 @@ def test_a_crash_leaves_every_marker_that_was_synced_and_all_the_evidence(
         until(lambda: check(run))
     papers = only_papers(roots)
     assert f"vcg snapshot --show {papers['path']}" in failure.value.__notes__[0]
-    assert markers(papers) == list(range(41))
-    assert set(entered(papers)) == set(range(40))  # it has died inside the next
+    assert markers(papers)[:-1] == entered(papers)
+    assert markers(papers)[-1] >= 40  # in which it has died
     assert storage == "tmpfs" or is_clean(papers)
     assert (papers["dimension"], papers["why"], papers["testbed"]) == ("d1", "crash", "mine")
     assert papers["process"] == {
@@ -171,7 +171,7 @@ def test_a_crash_leaves_every_marker_that_was_synced_and_all_the_evidence(
     assert papers["ledger"]["account"]["minted"] >= 40
     assert papers["ledger"]["tokens"][-1]["window"] >= 40
     assert papers["plan"] == json.loads(run.plan.to_json())
-    assert Path(papers["path"], "workload.log").read_text() == "window 40: abort\n"
+    assert Path(papers["path"], "workload.log").read_text() == "in its window: abort\n"
     assert "lines" in papers["kernel"]
     assert papers["at_rest"]
     for command in papers["open"]:
@@ -247,7 +247,7 @@ def test_an_exception_of_the_workload_is_a_crash(resolve: Callable[..., Plan], r
     papers = only_papers(roots)
     assert papers["process"]["code"] == 1
     assert "ValueError: the test wants it so" in papers["process"]["said"]
-    assert markers(papers)[-1] == 5
+    assert markers(papers)[:-1] == entered(papers)
 
 
 @pytest.mark.parametrize("wanted", [[], ["oom", "watchdog"]])
@@ -294,7 +294,7 @@ def test_so_many_windows_missed_in_a_row_are_an_occasion_once(resolve: Callable[
         run.halt()
     papers = only_papers(roots)
     assert (papers["why"], papers["detail"]) == ("watchdog", "it missed 20 windows in a row")
-    assert entered(papers)[-1] == 19
+    assert markers(papers)[:-1] == entered(papers)
     assert papers["processes"][0]["pid"] == run.dimension_pids["d1"]
     assert not run.restarts
 
@@ -319,8 +319,8 @@ def test_on_demand_the_dimension_is_held_and_goes_on(resolve: Callable[..., Plan
         run.halt()
     papers = only_papers(roots)
     assert (papers["why"], papers["path"]) == ("demand", taken["path"])
-    assert markers(papers)[: len(entered(papers))] == entered(papers)
-    assert len(markers(papers)) - len(entered(papers)) <= 2
+    assert set(entered(papers)) <= set(markers(papers))
+    assert len(markers(papers)) - len(entered(papers)) <= 1
     assert storage == "tmpfs" or is_clean(papers)
     assert {"path", "bytes", "took_ns", "frozen_for_ns", "dimension", "why"} == run.snapshots[0].keys()
 
@@ -359,7 +359,7 @@ def test_a_dimension_is_not_restarted_before_its_snapshot_is_there(resolve: Call
         run.halt()
     papers = only_papers(roots)
     assert papers["generation"] == 1
-    assert markers(papers) == list(range(21))
+    assert markers(papers)[:-1] == entered(papers)
     assert papers["monotonic_ns"] + run.snapshots[0]["frozen_for_ns"] < run.restarts[0]["up_ns"]
 
 
@@ -484,7 +484,7 @@ def test_who_is_killed_at_any_step_leaves_nothing(
         assert Path(again["path"]) in [one.path for one in snapshot.listed(folder(roots))]
     assert state.clear(roots.state_root) == []
     assert all(one.papers()["dimension"] == "d1" for one in snapshot.listed(folder(roots)))
-    assert not any(cgroup.members_below(path) for path in Path("/sys/fs/cgroup").rglob(f"vcg-{run.supervisor_pid}-*"))
+    assert [item for item in audit.cgroups() if f"vcg-{run.supervisor_pid}-" in item.name] == []
 
 
 def test_a_dimension_is_thawed_when_the_snapshotter_dies_while_it_is_held(
