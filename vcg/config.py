@@ -573,7 +573,8 @@ class Testbed(_Strict):
     state_root: _Root = Field(default="/var/lib/vcg", description="directory of images and run state")
     mount_root: _Root = Field(default="/vcg", description="directory of the dimensions' mounts")
     horizon: Annotated[int, Field(ge=1)] = Field(
-        default=64, description="base windows for which a loan of credit can be claimed back; then it is forgiven"
+        default=64,
+        description="base windows for which a loan can be claimed back, twice that at most; then it is forgiven",
     )
     require: Annotated[tuple[_Defence, ...], Field(strict=False)] = Field(
         (), description="defences of the host that it must not run without, see vcg doctor"

@@ -30,7 +30,7 @@ from typing import Any
 
 from vcg import rtd, service, shm
 from vcg.linux import clock, futex
-from vcg.plan import DimensionPlan, Plan
+from vcg.plan import CLOCK_RESERVE, CPU_CAPACITY, DimensionPlan, Plan
 from vcg.shm import Outcome, Phase
 from vcg.tokens import Account, Ledger, Terms
 from vcg.warden import Custody, Standing, Warden
@@ -41,6 +41,8 @@ _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
 _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
+_STALE_NS = 10_000_000
+"""``cpu.stat`` may lag by a tick for what runs on another CPU, so rest is not believed sooner (10 ms at HZ=100)."""
 _NEVER = 2**62
 
 
@@ -75,6 +77,10 @@ class Desk:
         self._warden: Warden | None = None
         self._usage_before_ns = self._charged_ns = 0
         self._has_baseline = False
+        self._unrest_ns = self._watched_ns = 0
+        self._watched_in = -1
+        self.next_check = 0
+        """The round in which it is held against the kernel's account next."""
         self.generation = 1
         """Of its process, as the supervisor counts them; negative: that one is dead."""
         self._settled_before, self._baseline_by = 0, _LEASE
@@ -155,6 +161,7 @@ class Desk:
         fresh = head - self.seen
         if fresh == 0:
             return
+        newest = self._ticks[self._latest_at]
         if not 0 < fresh <= _SETTLE_AT_MOST:
             if fresh < 0 or fresh > shm.WINDOW_SLOTS:
                 self.refused_value += 1
@@ -164,7 +171,6 @@ class Desk:
             self.seen = head - _SETTLE_AT_MOST
         account, epoch = self.account, self._epoch
         most_ns = (elapsed_ns + _SLACK_NS) * self._cpus
-        newest = self._ticks[self._latest_at]
         for record in range(self.seen, head):
             at = _WINDOWS_AT + (record & _WINDOW_SLOTS) * _WINDOW_WORDS
             window, outcome, used_ns = status[at], status[at + 2], status[at + 8]
@@ -205,7 +211,7 @@ class Desk:
 
     # ── enforcing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def enforce(self, round_end_ns: int, start_ns: int) -> None:
+    def enforce(self, round_end_ns: int, start_ns: int, now_ns: int) -> None:
         """Hold the dimension against the kernel's account of it, and act (``vcg.warden``).
 
         What it has used and not reported may be what the windows that have begun since its last report are good for,
@@ -214,6 +220,7 @@ class Desk:
         Args:
             round_end_ns: when the next round's windows have all begun.
             start_ns: of the run.
+            now_ns: the time.
         """
         warden, account, custody = self._warden, self.account, self.custody
         newest = self._ticks[self._latest_at]
@@ -230,25 +237,38 @@ class Desk:
             if not custody.standing:
                 return
         open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
+        if open_ns < 0:
+            # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
+            refund_ns = min(-open_ns, self._charged_ns)
+            self._charged_ns -= refund_ns
+            account.charge(-min(refund_ns, max(0, -account.balance_ns)))  # what was forgiven is not given back
+            self._usage_before_ns += open_ns + refund_ns
+            open_ns = 0
         before = custody.standing
+        self._catch_up(newest)  # a token that has begun counts with what it held
         overdrawn = account.balance_ns + account.started_ns(newest) - open_ns < -self._plan.grace_ns
         if overdrawn or before:
             # Everything that it uses is debt from now on; a report that tells of the same use takes it out again.
-            self._catch_up(newest)
             account.expire_before(newest)
             account.charge(open_ns)
             self._charged_ns += open_ns
-            self.unreported_ns += max(0, open_ns)
+            self.unreported_ns += open_ns
+            self._unrest_ns += open_ns
             in_time = start_ns + self._planned_ns(newest + 1) <= round_end_ns
             solvent = account.balance_ns >= 0
-            after = custody.judge(
-                newest,
-                overdrawn=overdrawn,
-                solvent=solvent and in_time,
-                resting=open_ns <= 0,
-                restless=open_ns > account.credit_ns // 2,
-            )
-            warden.apply(before, after)
+            if not before or (newest > self._watched_in and now_ns - self._watched_ns > _STALE_NS):
+                unrest_ns, self._unrest_ns = self._unrest_ns, 0
+                self._watched_in, self._watched_ns = newest, now_ns
+                after = custody.judge(
+                    newest,
+                    overdrawn=overdrawn,
+                    solvent=solvent and in_time,
+                    resting=unrest_ns == 0,
+                    restless=unrest_ns > account.credit_ns // 2,
+                )
+                warden.apply(before, after)
+            else:
+                warden.apply(before, before)
 
     def follow(self, generation: int) -> None:
         """Take note of a death, or of the process that follows.
@@ -298,7 +318,16 @@ class Desk:
 def ledger_of(plan: Plan) -> Ledger:
     """Fresh books for every dimension of a plan."""
     terms = [
-        Terms(d.name, d.cpus, d.triad, d.period, Fraction(*d.burst), Fraction(*d.floor), Fraction(*d.ceiling))
+        Terms(
+            d.name,
+            d.cpus,
+            d.triad,
+            d.period,
+            Fraction(*d.burst),
+            Fraction(*d.floor),
+            Fraction(*d.ceiling),
+            CPU_CAPACITY - CLOCK_RESERVE * len({*plan.rtd.cpus} & {*d.cpus}) / len(d.cpus),
+        )
         for d in plan.dimensions
     ]
     weights = [max(1, round(d.amplitude * shm.AMPLITUDE_ONE)) for d in plan.dimensions]
@@ -331,9 +360,9 @@ class Orchestrator:
         self._tuning = self._lives = self._offered_ns = 0
         # Each desk is looked at once in a window of its own, in turns, so that no round has to look at all of them.
         every = [max(1, ceil(Fraction(*d.period) * plan.rounds / plan.base_window_ns)) for d in plan.dimensions]
-        self._watched = [
-            (desk, rounds, k % rounds) for k, (desk, rounds) in enumerate(zip(self.desks, every, strict=True))
-        ]
+        for k, (desk, rounds) in enumerate(zip(self.desks, every, strict=True)):
+            desk.next_check = k % rounds
+        self._watched = list(zip(self.desks, every, strict=True))
 
     def work(self, number: int, start_ns: int) -> None:
         """One round.
@@ -369,9 +398,10 @@ class Orchestrator:
         tokens[_THROUGH_AT] = through_ns
         minted_ns = clock.now_ns()
         if number >= 0:
-            for desk, every, turn in self._watched:
-                if desk.custody.standing or number % every == turn:
-                    desk.enforce(through_ns, start_ns)
+            for desk, every in self._watched:
+                if desk.custody.standing or number >= desk.next_check:
+                    desk.next_check = number + every
+                    desk.enforce(through_ns, start_ns, began_ns)
         self.export(number % len(desks))
         spent_ns = clock.now_ns() - began_ns
         worked = tokens[_ROUNDS_AT]

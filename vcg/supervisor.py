@@ -172,6 +172,10 @@ class Supervisor:
         if programs and cgroup.observe().unified is None:
             names = ", ".join(d.name for d in programs)
             raise RunError(f"{names}: the freezer gate needs a cgroup v2 tree, none is mounted (see: vcg doctor)")
+        enforced = [d.name for d in self.plan.dimensions if d.enforce != "none"]
+        if enforced and cgroup.observe().unified is None:
+            names = ", ".join(enforced)
+            raise RunError(f'{names}: to enforce tokens takes a cgroup v2 tree, none is mounted: set enforce = "none"')
         for d in self.plan.dimensions:
             if "oom" in d.snapshot and cgroup.observe().backend("memory") is None:
                 raise RunError(f"{d.name}: snapshot oom: no memory controller counts what the kernel kills here")
@@ -886,7 +890,7 @@ def limit_cpu(group: cgroup.Group, d: DimensionPlan, amplitude: float, credit_ns
     """
     group.limit(weight=amplitude)
     if d.policy == "other":  # the kernel's limit knows no other class
-        most_ns = Fraction(*d.ceiling) * credit_ns
+        most_ns = (Fraction(*d.ceiling) + Fraction(*d.burst)) * credit_ns
         group.limit_bandwidth(cgroup.bandwidth(Fraction(*d.period), most_ns, len(d.cpus)))
 
 

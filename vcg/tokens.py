@@ -171,7 +171,7 @@ class Account:
         self.next_window = window + 1
         if window - self.settled_through > HISTORY:
             self.expire_before(window - HISTORY + 1)
-        fresh_ns = credit_ns = self.credit_ns
+        fresh_ns = credit_ns = offered_ns or self.credit_ns
         borrowed_ns = 0
         if self.give_ns and not offered_ns:
             fresh_ns -= self.give_ns
@@ -267,7 +267,7 @@ class Account:
         if left_ns < 0:
             self.overruns += 1
             self.overrun_ns -= left_ns
-        if left_ns >= 0 and not self.carry_max_ns:
+        if left_ns >= 0 and self.balance_ns == self.carry_max_ns:
             self.expired_ns += left_ns
         else:
             self._change(left_ns)
@@ -508,6 +508,16 @@ class Market:
             flow.young_ns, flow.old_ns = 0, flow.young_ns
         self.stale = True
 
+    def call_off(self) -> None:
+        """Let nothing pass any more until it is decided anew."""
+        for flow in self._active:
+            flow.close()
+        self._active = []
+        for account in self.accounts:
+            account.gives, account.takes, account.give_ns = [], [], 0
+        self.urgent = True
+        self.is_sorted = False
+
     def recall(self, lender: Account) -> None:
         """A lender wants its credit again: lend nothing more of it, at once; the rest is decided anew in its turn."""
         for flow in lender.gives:
@@ -670,10 +680,10 @@ class Ledger:
 
     def tune(self, credits_ns: Iterable[int], weights: Iterable[int]) -> None:
         """Take over other amplitudes, for every token minted from now on."""
+        for market in self.markets:
+            market.call_off()  # what passes was decided on by the old credits
         for account, credit_ns, weight in zip(self.accounts, credits_ns, weights, strict=True):
             account.tune(credit_ns, weight)
-        for market in self.markets:
-            market.urgent = True
 
     def turn(self, elapsed_ns: int) -> None:
         """Before the tokens of a round are minted: let credit pass as it is wanted now, on the CPUs whose turn it is.

@@ -121,8 +121,12 @@ class Warden:
         """
         if after == Standing.FREE:
             if before != after:
-                self._reschedule(self._policy, self._priority, set())
+                done: set[int] = set()
+                while (found := self._reschedule(self._policy, self._priority, done)) - done:
+                    done |= found
                 self._demoted = set()
+            return
+        if before == after == Standing.FROZEN:  # there, nothing can fork
             return
         # Demoted first: to freeze takes the kernel's cgroup mutex, and a spinner of a real-time class could keep
         # whoever holds that, at an ordinary priority, off the CPU, and us with it.

@@ -100,7 +100,7 @@ def test_a_spinner_loses_its_class_and_then_the_cpu_whatever_it_reports(
         before = account(run, "d2")["settled"]
         assert until(lambda: account(run, "d2")["settled"] > before + 50)
         run.halt()
-        assert account(run, "d1")["contained"] == 1
+        assert account(run, "d1")["contained"] >= 1
         assert account(run, "d2")["contained"] == 0
 
 

@@ -168,8 +168,8 @@ def test_a_crash_leaves_every_marker_that_was_synced_and_all_the_evidence(
         "said": "",
     }
     assert start_ns == papers["run_start_ns"] < papers["monotonic_ns"] < time.monotonic_ns()
-    assert papers["ledger"]["account"]["minted"] >= 40
-    assert papers["ledger"]["tokens"][-1]["window"] >= 40
+    assert papers["ledger"]["account"]["minted"] >= len(entered(papers))
+    assert papers["ledger"]["tokens"][-1]["window"] >= markers(papers)[-1]
     assert papers["plan"] == json.loads(run.plan.to_json())
     assert Path(papers["path"], "workload.log").read_text() == "in its window: abort\n"
     assert "lines" in papers["kernel"]
@@ -300,7 +300,7 @@ def test_so_many_windows_missed_in_a_row_are_an_occasion_once(resolve: Callable[
 
 
 def test_a_dimension_that_keeps_its_windows_is_left_alone(resolve: Callable[..., Plan], roots: Roots) -> None:
-    with Run(resolve(snapshots={"watchdog": 3}, snapshot=ALL, args={"at": 30, "then": "hang", "for_s": 0.005})) as run:
+    with Run(resolve(snapshots={"watchdog": 50}, snapshot=ALL, args={"at": 30, "then": "hang", "for_s": 0.1})) as run:
         run.start()
         time.sleep(1)
         run.halt()

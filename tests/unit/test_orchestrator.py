@@ -167,7 +167,7 @@ def test_a_plain_account_comes_to_the_same_whether_it_is_booked_before_or_after(
     before.mint(60_000_000)
     after.desk.offer_through(0, 60_000_000)
     for counter in (before, after):
-        for window, used_ns in enumerate([400, 1000, 0, 1, 999]):
+        for window, used_ns in enumerate([400, 1700, 0, 1, 999]):
             counter.report(window, used_ns)
         counter.report(6, 500)
         counter.desk.settle(ELAPSED_NS)
@@ -243,7 +243,7 @@ def test_a_window_that_was_entered_before_it_was_booked_is_settled_as_it_was_off
 def test_a_lease_expires_when_newer_windows_have_begun_and_its_late_report_is_debt() -> None:
     counter = Counter(newest=6)
     counter.mint(30_000_000)
-    counter.desk.enforce(0, 0)
+    counter.desk.enforce(0, 0, 0)
     assert counter.account.settled_through == 2
     counter.report(1, 600)
     counter.desk.settle(ELAPSED_NS)
@@ -324,7 +324,7 @@ class Policed(Counter):
         self.publish(self.window)
         self.desk.settle(ELAPSED_NS)
         self.mint((self.window + 2) * 1_000_000)
-        self.desk.enforce((self.window + 2) * 1_000_000, 0)
+        self.desk.enforce((self.window + 2) * 1_000_000, 0, self.window * 20_000_000)
 
 
 def test_who_stays_within_its_credit_is_left_alone() -> None:
@@ -371,6 +371,23 @@ def test_it_is_not_set_free_while_it_still_spins() -> None:
         policed.next(used_ns=0 if frozen else 500_000, reported_ns=None)
     assert Standing.FREE not in policed.kernel.acts
     assert policed.kernel.acts.count(Standing.FROZEN) > 1
+
+
+def test_a_claim_of_more_than_it_used_buys_nothing() -> None:
+    policed = Policed()
+    policed.next(used_ns=0, reported_ns=900_000_000)
+    for _ in range(5):
+        policed.next(used_ns=1_000_000, reported_ns=0)
+    assert Standing.FREE not in policed.kernel.acts
+    assert policed.desk.custody.standing != Standing.FREE
+
+
+def test_an_honest_token_is_judged_by_what_it_held_when_the_credit_has_changed() -> None:
+    policed = Policed()
+    policed.ledger.tune([100], [1])
+    policed.next(used_ns=1000, reported_ns=1000)
+    assert policed.account.balance_ns == 0
+    assert policed.kernel.acts == []
 
 
 def test_use_that_is_reported_in_the_end_is_charged_once() -> None:

@@ -409,6 +409,17 @@ def test_another_amplitude_counts_from_the_next_token_on() -> None:
     assert set(cpu.budgets["d2"][minted:]) == {700_000}
 
 
+def test_another_amplitude_ends_what_passes_by_the_old_ones() -> None:
+    cpu = Cpu([Spec("d1"), Spec("d2"), Spec("d3")])
+    cpu.run(20, between("d1"))
+    assert cpu.accounts["d2"].give_ns > 0
+    cpu.ledger.tune([290_000, 10_000, 290_000], [29, 1, 29])
+    minted = len(cpu.budgets["d2"])
+    cpu.run(20, between("d1"))
+    assert min(cpu.budgets["d2"][minted:]) >= 2_500
+    assert sum(cpu.budgets[name][-1] for name in ("d1", "d2", "d3")) <= 590_000
+
+
 def alone() -> Account:
     return Cpu([Spec("d1")]).accounts["d1"]
 
