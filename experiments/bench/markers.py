@@ -1,7 +1,7 @@
 """The workload of ``vcg bench snapshot``: in each window it writes the window's number down, and fsyncs it.
 
 Marker n is the n-th block of :data:`PATH`. When a window has a record, its marker has been synced: the record is
-written after that. Argument ``abort_at``: the window in which it gives up, after having synced it.
+written after that. Argument ``abort_at``: in the first window from this one on it gives up, after having synced it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def run(dimension: Dimension) -> None:
     for window in dimension.windows():
         os.pwrite(fd, window.number.to_bytes(8, "little").ljust(BLOCK_BYTES, b"\x5a"), window.number * BLOCK_BYTES)
         os.fsync(fd)
-        if window.number == abort_at:
+        if abort_at is not None and window.number >= abort_at:
             os.abort()
 
 

@@ -155,7 +155,7 @@ def crash(place: Path, many: int, chance: random.Random) -> list[Crash]:
                 time.sleep(max(0.0, (start_ns - time.monotonic_ns()) / 1e9 + moments_s[name]))
                 kill(run.dimension_pids[name], signal.SIGKILL)
         deadline = time.monotonic() + _PATIENCE_S
-        while len(run.snapshots) < many:
+        while not {one["dimension"] for one in run.snapshots}.issuperset(names):
             if time.monotonic() > deadline:
                 raise RunError(f"{len(run.snapshots)} of {many} snapshots were taken in {_PATIENCE_S:.0f} s")
             time.sleep(_POLL_S)
@@ -168,6 +168,8 @@ def crash(place: Path, many: int, chance: random.Random) -> list[Crash]:
     for one in run.snapshots:
         if "error" in one:
             raise RunError(one["error"])
+        if one["dimension"] not in names:
+            raise RunError(f"{one['dimension']} crashed, and should not have: {one['path']}")
         how = "aborted" if one["dimension"] in aborts else "killed"
         crashes.append(examine(Path(one["path"]), how, records[one["dimension"]], one))
     for taken in snapshot.listed(directory):

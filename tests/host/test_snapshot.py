@@ -168,8 +168,8 @@ def test_a_crash_leaves_every_marker_that_was_synced_and_all_the_evidence(
         "said": "",
     }
     assert start_ns == papers["run_start_ns"] < papers["monotonic_ns"] < time.monotonic_ns()
-    assert papers["ledger"]["account"]["minted"] >= len(entered(papers))
-    assert papers["ledger"]["tokens"][-1]["window"] >= markers(papers)[-1]
+    assert papers["ledger"]["account"]["used_ns"] > 0
+    assert papers["ledger"]["tokens"][-1]["epoch"] == papers["epoch"]
     assert papers["plan"] == json.loads(run.plan.to_json())
     assert Path(papers["path"], "workload.log").read_text() == "in its window: abort\n"
     assert "lines" in papers["kernel"]

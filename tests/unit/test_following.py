@@ -74,7 +74,7 @@ class Scene:
             self.status[at + shm.WINDOW.at("used_ns")] = reported_ns
             self.status[shm.STATUS_HEADER.at("head")] = self.window + 1
             self.desk.settle(ELAPSED_NS)
-        self.desk.enforce(end_ns, 0)
+        self.desk.enforce(end_ns, 0, self.window * 20_000_000)
 
     def die(self, used_ns: int = 0) -> None:
         """In a window that has begun, after so much CPU time in it."""
