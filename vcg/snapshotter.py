@@ -13,8 +13,8 @@ gate's and the orchestrator's to freeze and thaw, whatever we are doing. Should 
 it.
 
 So an image is at rest and complete when it is copied, and e2fsck has nothing to say to it, but that it is of a mounted
-filesystem, and one thing more: what a process had open after removing it still takes room there. (Of a dimension whose
-processes have all died there is no such thing.)
+filesystem, and one thing more: a file that a process still had open after it was removed is damage to e2fsck (exit
+code 4). Of a dimension whose processes have all died there is no such file.
 
 Whatever a dimension wrote is hostile input: its status page is copied before it is read, and its files are opened
 through ``vcg.linux.openat2``. It lives in the supervisor's mount namespace, and holds descriptors in a dimension's
@@ -34,7 +34,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -45,6 +45,7 @@ from vcg import archive, service, shm, snapshot, storage
 from vcg.errors import RunError
 from vcg.linux import clock, copying, kmsg, openat2, sched
 from vcg.linux.cgroup import Freezer
+from vcg.lookout import Lookout, record_at
 from vcg.plan import DimensionPlan, Plan
 from vcg.shm import Cause, Outcome, Phase
 from vcg.snapshot import Part
@@ -65,7 +66,6 @@ _ENTRY_BYTES = 4096
 """Room for the headers of one entry of an archive."""
 _ZSTD = ("zstd", "--quiet", "--stdout")
 _PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
-_ENTERED = (Outcome.DONE, Outcome.OVERRUN)
 
 
 @dataclass(frozen=True)
@@ -90,122 +90,6 @@ class Source:
     memory: str | None
     pid: int
     generation: int
-
-
-class Watchdog:
-    """Finds out that a dimension misses windows.
-
-    Every window that is not entered leaves a record, but only when its dimension comes round to it. One that is stuck
-    leaves none: its windows go by unrecorded. They count as well if they are still there at the next look.
-
-    Args:
-        limit: so many in a row are too many.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._row = 0
-        self._is_armed = True
-        self._is_suspected = False
-
-    def see(self, outcomes: Iterable[int], unrecorded: int) -> bool:
-        """Look; whether it has become too many. Says so once, until the dimension enters a window again.
-
-        Args:
-            outcomes: of the windows that have been recorded since the last look.
-            unrecorded: how many windows are over of which there is no record.
-        """
-        is_time = False
-        for outcome in outcomes:
-            if outcome in _ENTERED:
-                self._row, self._is_armed = 0, True
-            elif outcome == Outcome.MISSED:
-                self._row += 1
-                is_time |= self._alarm(self._row >= self._limit)
-        is_stuck = self._row + unrecorded >= self._limit
-        is_time |= self._alarm(is_stuck and self._is_suspected)
-        self._is_suspected = is_stuck
-        return is_time
-
-    def forgive(self) -> None:
-        """What has been missed until now was not its fault."""
-        self._row, self._is_suspected = 0, False
-
-    def _alarm(self, condition: bool) -> bool:
-        is_time = condition and self._is_armed
-        self._is_armed &= not is_time
-        return is_time
-
-
-class Lookout:
-    """What is looked out for in one dimension, and what has been seen so far."""
-
-    def __init__(self, d: DimensionPlan, limit: int, status: memoryview, ticks: memoryview) -> None:
-        self.d = d
-        self.quiet_until_ns = 0
-        self._watchdog = Watchdog(limit)
-        self._status, self._ticks = status, ticks
-        self._seen = 0
-        self._forgiven_ns = 0
-        self._kills: int | None = None
-        self._is_suspected = False
-
-    def begin(self, memory: str | None) -> None:
-        """There is another process; what happened before is not its doing."""
-        if self._kills is None:
-            self._kills = oom_kills(memory)
-        self.forgive()
-
-    def misses(self) -> bool:
-        """Whether it has just missed too many windows in a row."""
-        head = self._status[shm.STATUS_HEADER.at("head")]
-        first = max(self._seen, head - shm.WINDOW_SLOTS // 2)
-        fresh = [record_at(self._status, number) for number in range(first, head)]
-        self._seen = head
-        planned_at, outcome_at, window_at = (shm.WINDOW.at(name) for name in ("planned_ns", "outcome", "window"))
-        outcomes = [record[outcome_at] for record in fresh if record[planned_at] >= self._forgiven_ns]
-        latest = self._ticks[shm.LATEST_AT + self.d.index]
-        last = record_at(self._status, head - 1)[window_at] if head > 0 else -1
-        # The newest is not over yet, and the one before it may be the one that it is in.
-        return self._watchdog.see(outcomes, max(0, latest - last - 2))
-
-    def forgive(self) -> None:
-        """What it missed until now was not its fault."""
-        self._forgiven_ns = clock.now_ns()
-        self._watchdog.forgive()
-
-    def was_short_of_memory(self, file: str | None) -> bool:
-        """Whether the kernel has killed something in it for want of memory since this was true last."""
-        kills = oom_kills(file)
-        before, self._kills = self._kills, kills
-        return before is not None and kills is not None and kills > before
-
-    def runs_short_of_memory(self, source: Source) -> bool:
-        """The same, of a dimension whose main process goes on: so not before the second look, if it was the victim."""
-        kills = oom_kills(source.memory)
-        if self._kills is None or kills is None or kills <= self._kills:
-            self._kills, self._is_suspected = kills, False
-            return False
-        if self._is_suspected and is_alive(source.pid):
-            self._kills, self._is_suspected = kills, False
-            return True
-        self._is_suspected = True
-        return False
-
-
-def record_at(status: memoryview, number: int) -> list[int]:
-    """A window's record, by how many were written before it (``shm.WINDOW``)."""
-    at = shm.WINDOWS_AT + number % shm.WINDOW_SLOTS * shm.WINDOW_WORDS
-    return status[at : at + shm.WINDOW_WORDS].tolist()
-
-
-def oom_kills(file: str | None) -> int | None:
-    """What a memory group counts as ``oom_kill``; None if it does not, or is gone."""
-    try:
-        lines = Path(file).read_text().splitlines() if file else []
-    except OSError:
-        return None
-    return next((int(value) for key, value in map(str.split, lines) if key == "oom_kill"), None)
 
 
 def reason_of_death(wanted: Sequence[str], code: int, was_short_of_memory: bool) -> str | None:
@@ -316,7 +200,7 @@ class Snapshotter:
             source, wanted = self._sources[name], lookout.d.snapshot
             if not source.pid:
                 continue
-            is_short = "oom" in wanted and lookout.runs_short_of_memory(source)
+            is_short = "oom" in wanted and lookout.runs_short_of_memory(source.memory, source.pid)
             has_missed = "watchdog" in wanted and lookout.misses()
             if clock.now_ns() < lookout.quiet_until_ns:
                 continue
@@ -576,14 +460,6 @@ def describe_processes(cell: str | None) -> list[dict[str, Any]]:
             name, _, rest = stat.partition("(")[2].rpartition(") ")
             found.append({"pid": int(pid), "name": name, "state": rest.split()[0], "waits_in": wchan})
     return found
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there, and more than a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @contextmanager
