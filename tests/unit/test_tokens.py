@@ -313,15 +313,17 @@ def test_a_longer_window_borrows_nothing_from_a_shorter_one() -> None:
 
 @settings(deadline=None)
 @given(specs())
-def test_a_lender_has_its_own_credit_back_in_the_window_after_the_next(chosen: list[Spec]) -> None:
+def test_a_lender_has_its_own_credit_back_one_round_after_it_is_known_to_want_it(chosen: list[Spec]) -> None:
     cpu = Cpu(chosen)
     lender = chosen[0]
     others = [s.name for s in chosen[1:]]
     cpu.run(20 * max(s.rounds for s in chosen), between(*others))
     woke = len(cpu.used[lender.name])
     cpu.run(4 * max(s.rounds for s in chosen), greedy)
-    # Window `woke` is the first that uses all its token; the next is out already when that is known.
-    assert all(budget >= cpu.credits[lender.name] for budget in cpu.budgets[lender.name][woke + 2 :])
+    # Window `woke` is the first that uses all its token; the next is out already when that is known. Here a report comes
+    # at the very end of its window; where that is just after a round, it is known a round, so up to a window, later.
+    late = 2 if lender.phase_ns % ROUND_NS <= ROUND_NS // 2 else 3
+    assert all(budget >= cpu.credits[lender.name] for budget in cpu.budgets[lender.name][woke + late :])
 
 
 def test_who_lent_is_paid_back_from_the_debtors_own_credit_within_the_horizon() -> None:
