@@ -320,8 +320,8 @@ def test_a_lender_has_its_own_credit_back_one_round_after_it_is_known_to_want_it
     cpu.run(20 * max(s.rounds for s in chosen), between(*others))
     woke = len(cpu.used[lender.name])
     cpu.run(4 * max(s.rounds for s in chosen), greedy)
-    # Window `woke` is the first that uses all its token; the next is out already when that is known. Here a report comes
-    # at the very end of its window; where that is just after a round, it is known a round, so up to a window, later.
+    # Window `woke` is the first that uses all its token; the next is out already when that is known. Here a report
+    # comes at the very end of its window; where that is just after a round, it is known a round later.
     late = 2 if lender.phase_ns % ROUND_NS <= ROUND_NS // 2 else 3
     assert all(budget >= cpu.credits[lender.name] for budget in cpu.budgets[lender.name][woke + late :])
 
