@@ -157,15 +157,17 @@ def test_a_program_that_has_spent_its_credit_gets_no_cpu_until_its_next_window(r
             return run.ticks[shm.LATEST_AT]
 
         while rests < 3:
-            window = newest()
-            wait_for(run, group.is_frozen)
+            last = newest()
+            wait_for(run, lambda: newest() > last)  # noqa: B023 (called at once, as below)
+            window, resting_ns = newest(), group.usage_ns()
+            # At its edge it is still frozen from the window before: only when it has run is it at rest in this one.
+            wait_for(run, lambda: group.usage_ns() > resting_ns and group.is_frozen())  # noqa: B023
             before_ns = group.usage_ns()
             time.sleep(0.05)
             after_ns = group.usage_ns()
             if newest() == window and group.is_frozen() and newest() == window:
                 assert after_ns == before_ns
                 rests += 1
-            wait_for(run, lambda: newest() > window)  # noqa: B023 (called at once)
 
 
 @pytest.mark.parametrize("cpus", [[CPU], sorted(os.sched_getaffinity(0))], ids=["one CPU", "every CPU"])
