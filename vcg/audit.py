@@ -23,14 +23,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcg import snapshot
+from vcg import snapshot, uids
 from vcg.linux import bpf, loop, mount, sysvipc
 
 CGROUP_PREFIX = "vcg-"
 PROCESS_PREFIX = "vcg:"
-UIDS = range(64100, 64200)
-"""The uids that dimensions run under."""
-KEPT_FILES = frozenset({"host.json", "lock", "epoch"})
+KEPT_FILES = frozenset({"host.json", "gate.json", "lock", "epoch"})
 """Files that stay in the state root between runs on purpose, besides snapshots."""
 
 _DELETED = " (deleted)"
@@ -158,7 +156,7 @@ def processes() -> Iterator[Leftover]:
         status = _read_or_gone(Path(f"/proc/{pid}/status"))
         uid = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
         named = comm.startswith(PROCESS_PREFIX) or command.startswith(PROCESS_PREFIX)
-        if named or (uid and int(uid[1]) in UIDS):
+        if named or (uid and int(uid[1]) in uids.ALL):
             state = re.search(r"^State:\s+(.*)$", status, re.MULTILINE)
             yield Leftover("process", pid, f"{comm}, {state[1] if state else 'just gone'}")
 
@@ -166,7 +164,7 @@ def processes() -> Iterator[Leftover]:
 def sysv_objects() -> Iterator[Leftover]:
     """Shared memory, semaphores and queues that a dimension's uid owns or created."""
     for one in sysvipc.objects():
-        if one.uid in UIDS or one.creator in UIDS:
+        if one.uid in uids.ALL or one.creator in uids.ALL:
             yield Leftover("sysv", f"{one.kind} {one.identifier}", f"uid {one.uid}, created by {one.creator}")
 
 

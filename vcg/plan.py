@@ -41,8 +41,6 @@ FREEZER_WINDOW_MIN_NS = 5_000_000
 """Shortest window of a dimension whose program is thawed and frozen."""
 SEPARATE_CPUS_FROM = 4
 """Hosts with at least so many CPUs keep the dimensions off the housekeeping CPUs."""
-UID_FIRST = 64_100
-"""User id of dimension 0; each dimension has its own, so that none may signal or trace another."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ class DimensionPlan:
     workload: str
     args: dict[str, Any]
     devices: tuple[str, ...]
-    uid: int
     memory_bytes: int
     pids: int
     triad: str = ""
@@ -229,7 +226,6 @@ def make(
             workload=d.workload,
             args=d.args,
             devices=d.devices,
-            uid=UID_FIRST + index,
             memory_bytes=d.memory_bytes,
             pids=d.pids,
             triad=triads.get(name, ""),

@@ -50,6 +50,7 @@ class Run:
     Attributes:
         dimension_pids: dimension -> pid of its main process; of one that is being restarted, that of the dead one.
         service_pids: supervisor, rtd, orchestrator, relay -> pid.
+        uids: dimension -> the user, and the group, that its processes are; no other run of this host has it.
         loops: dimension -> (major, minor) of its loop device; only of those that have one.
         records_lost: dimension -> window records overwritten before :meth:`drain` saw them.
         retuned: changes of amplitudes while it ran, each with its time ``at_ns``, the dimension's ``name`` and its new
@@ -67,6 +68,7 @@ class Run:
         self.plan = plan
         self.dimension_pids: dict[str, int] = {}
         self.service_pids: dict[str, int] = {}
+        self.uids: dict[str, int] = {}
         self.loops: dict[str, tuple[int, int]] = {}
         self.records_lost = {d.name: 0 for d in plan.dimensions}
         self.retuned: list[dict[str, Any]] = []
@@ -117,6 +119,7 @@ class Run:
         self.dimension_pids = {name: pid for name, pid in ready["pids"].items() if name in names}
         services = {name: pid for name, pid in ready["pids"].items() if name not in names}
         self.service_pids = {"supervisor": ready["supervisor"], **services}
+        self.uids = ready["uids"]
         self.loops = {name: (major, minor) for name, (major, minor) in ready["loops"].items()}
 
     def __exit__(

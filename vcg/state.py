@@ -12,7 +12,6 @@ which only flock(2) can lock; to remove it under another run would detach that r
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -22,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vcg import snapshot
+from vcg import snapshot, uids
 from vcg.errors import RunError
-from vcg.linux import cgroup, loop, mount, sysvipc
+from vcg.linux import cgroup, loop, mount
 
 RECONCILE_S = 10.0
 SOCKET_PATH_BYTES = 107
@@ -105,13 +104,13 @@ class StateRoot:
         mount_root: Path,
         made_mount_root: bool,
         snapshots: Path | None = None,
-        uids: Sequence[int] = (),
+        first_uid: int | None = None,
     ) -> None:
         """Journal what is about to be built.
 
         Args:
             snapshots: where the run will make some, if asked to.
-            uids: of its dimensions.
+            first_uid: of the range of its dimensions, see ``vcg.uids``.
         """
         content = {
             "epoch": epoch,
@@ -120,7 +119,7 @@ class StateRoot:
             "mount_root": str(mount_root),
             "made_mount_root": made_mount_root,
             "snapshots": None if snapshots is None else str(snapshots),
-            "uids": list(uids),
+            "first_uid": first_uid,
         }
         self._replace(self.journal, json.dumps(content))
 
@@ -156,7 +155,7 @@ class StateRoot:
             lambda: self._give_loops_back(deadline_ns),
             lambda: [f"cgroup {path} can't be removed" for path in cgroup.remove(directories, deadline_ns)],
             self._remove_files,
-            lambda: _remove_sysv_objects(set(noted.get("uids", ()))),
+            lambda: _sweep_uids(noted),
             lambda: _discard_parts(noted) if noted else [],
             lambda: _remove_mount_root(mount_root) if mount_root and noted["made_mount_root"] else [],
         ]
@@ -187,27 +186,11 @@ def control_socket(state_root: Path) -> Path:
     return state_root / "control.sock"
 
 
-def _remove_sysv_objects(uids: set[int]) -> list[str]:
-    """Remove what processes of these users have left behind in System V IPC, where no filter keeps them from it.
-
-    Other runs have dimensions of the same uids: while a process of a uid is alive, its objects stay.
-    """
-    found = [one for one in sysvipc.objects() if one.uid in uids or one.creator in uids]
-    alive = _uids_alive() if found else set()
-    for one in found:
-        if not {one.uid, one.creator} & uids & alive:
-            sysvipc.remove(one)
+def _sweep_uids(noted: dict[str, Any]) -> list[str]:
+    """Remove what outlives the processes of its users."""
+    if noted.get("first_uid") is not None:
+        uids.sweep(noted["first_uid"])
     return []
-
-
-def _uids_alive() -> set[int]:
-    """Users that have a process."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            lines = path.read_text().splitlines()
-            found |= {int(line.split()[1]) for line in lines if line.startswith("Uid:")}
-    return found
 
 
 def _discard_parts(noted: dict[str, Any]) -> list[str]:

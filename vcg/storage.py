@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vcg.errors import RunError
 from vcg.linux import loop, mount
-from vcg.plan import DimensionPlan
 
 _FLAGS = mount.MS_NODEV | mount.MS_NOSUID | mount.MS_NOATIME
 FOLDERS = ("data", "dev", "log", "tmp")
@@ -98,13 +97,17 @@ def mount_tmpfs(target: Path, size_bytes: int, node: int | None) -> None:
     mount.mount("tmpfs", target, "tmpfs", _FLAGS, f"size={size_bytes},nr_inodes={size_bytes >> 12},mode=755{policy}")
 
 
-def furnish(plan: DimensionPlan, root: Path) -> None:
-    """The few directories that a dimension begins with; ``/data`` and ``/tmp`` are its own."""
+def furnish(root: Path, uid: int) -> None:
+    """The few directories that a dimension begins with; ``/data`` and ``/tmp`` are its own.
+
+    Args:
+        uid: of the dimension.
+    """
     for name in FOLDERS:
         folder = root / name
         folder.mkdir(mode=0o755)
         if name in ("data", "tmp"):
-            os.chown(folder, plan.uid, plan.uid)
+            os.chown(folder, uid, uid)
     log = root / "log" / "workload.log"
     log.touch(0o600)
-    os.chown(log, plan.uid, plan.uid)
+    os.chown(log, uid, uid)

@@ -34,7 +34,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vcg import control, orders, service, shm, storage
+from vcg import control, orders, service, shm, storage, uids
 from vcg.dimension import Dimension
 from vcg.errors import RunError
 from vcg.linux import cgroup, memory, mount, openat2, prctl, sandbox, sched
@@ -154,6 +154,7 @@ class Supervisor:
         self._began_ns = time.monotonic_ns()
         self._plan_fd = -1
         self._epoch = 0
+        self._uids = range(0)
         self._several_nodes = False
         self._is_serving = False
         self._lives: dict[str, Life] = {}
@@ -182,11 +183,12 @@ class Supervisor:
             if d.snapshot and d.storage == "tmpfs" and shutil.which("zstd") is None:
                 raise RunError(f"{d.name}: snapshot of a tmpfs: zstd not found (apt-get install zstd)")
         epoch = self._epoch = self.state.next_epoch()
+        self._uids = uids.claim()
         self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
         made = not self._mount_root.exists()
-        snapshots, uids = Path(self.plan.snapshots.directory), [d.uid for d in self.plan.dimensions]
-        self.state.note(epoch, self._group.directories, self._mount_root, made, snapshots, uids)
+        snapshots, first_uid = Path(self.plan.snapshots.directory), self._uids.start
+        self.state.note(epoch, self._group.directories, self._mount_root, made, snapshots, first_uid)
         self._mount_root.mkdir(parents=True, exist_ok=True)
         self._claim = lock_mount_root(self._mount_root)
         self._step("cgroups")
@@ -212,7 +214,7 @@ class Supervisor:
             else:
                 storage.mount_tmpfs(root, d.storage_bytes, d.node if several_nodes else None)
             self._mounts.append(root)
-            storage.furnish(d, root)
+            storage.furnish(root, self._uids[d.index])
         self._step("services")
         self._control = service.Control(epoch)
         self._control.write_credits(self._credits_ns, self._amplitudes.values())
@@ -340,6 +342,7 @@ class Supervisor:
             control_fd, ticks_fd, tokens_fd, *_ = self.regions
             _become(
                 d,
+                self._uids[d.index],
                 self._epoch,
                 generation,
                 (control_fd, ticks_fd, tokens_fd),
@@ -424,7 +427,8 @@ class Supervisor:
         """Obey the client until it says ``finish`` or goes away; answer others that come to the control socket."""
         assert self._door is not None and self._orders is not None
         pids = {child.name: child.pid for child in self.children}
-        report = {"event": "ready", "pids": pids, "loops": self.loops, "supervisor": os.getpid()}
+        own = {d.name: self._uids[d.index] for d in self.plan.dimensions}
+        report = {"event": "ready", "pids": pids, "uids": own, "loops": self.loops, "supervisor": os.getpid()}
         service.send(self.client, report, self.regions)
         obey: dict[str, Callable[[], None]] = {"start": self._start, "halt": self._halt}
         signals, wakeup = socket.socketpair()
@@ -935,6 +939,7 @@ def resolve_workload(name: str) -> Callable[[Dimension], None]:
 
 def _become(
     d: DimensionPlan,
+    uid: int,
     epoch: int,
     generation: int,
     regions: tuple[int, int, int],
@@ -976,7 +981,7 @@ def _become(
         memory.lock_all(future=False)
         sandbox.take(sandbox.enclosure(root, d.devices, d.binds))
         sched.set_policy(d.policy, d.priority)
-        sandbox.take(sandbox.surrendering(d.uid, supervisor, filter_, groups, processes))
+        sandbox.take(sandbox.surrendering(uid, supervisor, filter_, groups, processes))
         gc.collect()
         gc.freeze()
         dimension = Dimension(d, epoch, control, ticks, tokens, status, generation=generation)

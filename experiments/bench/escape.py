@@ -36,14 +36,14 @@ from experiments.bench import native, runtime
 from experiments.bench.attacks import ATTACKS, BAIT, OUTCOMES, TRAPS, Attack, Bait, Outcome, Trap, attempt, socket_of
 from experiments.bench.figures import Benchmark, Figure, Progress, Tally, figure
 from experiments.bench.sieges import SIEGES, besiege
-from vcg import shm
+from vcg import shm, uids
 from vcg.errors import RunError
 from vcg.linux import cgroup, futex, loop, mount, openat2, prctl, sandbox, sched, seccomp
 from vcg.linux.libc import check, libc, syscall
-from vcg.plan import UID_FIRST, Plan
+from vcg.plan import Plan
 from vcg.run import Run
 
-ATTACKER, VICTIM = UID_FIRST + 60, UID_FIRST + 61
+ATTACKER, VICTIM = uids.SPARE[:2]
 DEFENCES: dict[str, frozenset[str]] = {
     "pivot": frozenset({"pivot"}),
     "chroot": frozenset({"chroot"}),
@@ -340,7 +340,7 @@ def assault(plan: Plan, outside: Outside) -> tuple[dict[str, dict[str, Outcome]]
         for d in plan.dimensions:
             directory = directories[d.name] = os.open(roots[d.name], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
-            stack.enter_context(_furnished(directory, bait, d.uid))
+            stack.enter_context(_furnished(directory, bait, run.uids[d.name]))
         run.start()
         left = _await_outcomes(run, directories)
         outcomes = {

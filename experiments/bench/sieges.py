@@ -21,11 +21,11 @@ from typing import Any
 
 from experiments.bench.attacks import Outcome
 from experiments.bench.misbehaviour import DAEMON, claim, corrupts
-from vcg import shm
+from vcg import shm, uids
 from vcg.errors import RunError
 from vcg.linux import cgroup, mount, openat2, prctl, sandbox
 from vcg.orchestrator import ledger_of
-from vcg.plan import UID_FIRST, DimensionPlan, Plan
+from vcg.plan import DimensionPlan, Plan
 from vcg.run import Run
 from vcg.workloads import hostile
 
@@ -37,7 +37,7 @@ _ABUSED_S = 15
 _LONG_ENOUGH_S = 0.5
 _POLL_S = 0.02
 _AMPLE = 8
-_UID = UID_FIRST + 70
+_UID = uids.SPARE[2]
 
 
 @dataclass(frozen=True)

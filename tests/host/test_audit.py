@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from vcg import audit
+from vcg import audit, uids
 from vcg.linux import bpf, cgroup, loop, mount, prctl
 from vcg.linux.libc import check, libc, syscall
 
@@ -114,12 +114,12 @@ def test_a_process_is_found_by_its_name(roots: Any) -> None:
 
 def test_shared_memory_of_a_dimensions_uid_is_found(roots: Any) -> None:
     def act() -> None:
-        os.setuid(audit.UIDS[1])
+        os.setuid(uids.SPARE[1])
         check(libc.shmget(ctypes.c_int(0), ctypes.c_size_t(4096), _IPC_CREAT | 0o600), "shmget")
 
     with in_a_process(act):
         (item,) = found(roots, "sysv")
-    assert item.detail == f"uid {audit.UIDS[1]}, created by {audit.UIDS[1]}"
+    assert item.detail == f"uid {uids.SPARE[1]}, created by {uids.SPARE[1]}"
     check(libc.shmctl(int(item.name.removeprefix("shm ")), _IPC_RMID, None), "shmctl")
     assert not found(roots, "sysv")
 

@@ -306,7 +306,7 @@ def test_a_program_sees_its_binds_read_only_and_nothing_else_of_the_host(resolve
     with Run(resolve(look.replace(": >", "touch "))) as run:
         run.start()
         wait_for(run, lambda: Path(f"/proc/{run.dimension_pids['d1']}/comm").read_text() == "sleep\n")
-        pid, d = run.dimension_pids["d1"], run.plan.dimensions[0]
+        pid = run.dimension_pids["d1"]
         data = inside(run) / "data"
         assert set(lines_of(data / "root")) == {".", "..", "data", "dev", "lib", "lib64", "log", "tmp", "usr"}
         assert len(re.findall("No such file", (data / "others").read_text())) == 3
@@ -314,7 +314,7 @@ def test_a_program_sees_its_binds_read_only_and_nothing_else_of_the_host(resolve
         assert failed == ["1", "1", "1"]
         assert mine == "0"
         assert {line.partition("=")[0] for line in lines_of(data / "environment")} <= {"PWD", "OLDPWD", "_", "SHLVL"}
-        assert lines_of(data / "uid") == [str(d.uid)]
+        assert lines_of(data / "uid") == [str(run.uids["d1"])]
         mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
         assert {words[4] for words in mounts} == {"/", *BINDS}
         for words in mounts:
@@ -324,7 +324,7 @@ def test_a_program_sees_its_binds_read_only_and_nothing_else_of_the_host(resolve
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
         assert status["NoNewPrivs"].strip() == "1"
-        assert status["Uid"].split() == status["Gid"].split() == [str(d.uid)] * 4
+        assert status["Uid"].split() == status["Gid"].split() == [str(run.uids["d1"])] * 4
         ignored = int(status["SigIgn"], 16)
         assert not any(ignored >> number - 1 & 1 for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ))
         assert {entry.name for entry in Path(f"/proc/{pid}/fd").iterdir()} == {"0", "1", "2"}

@@ -205,7 +205,7 @@ def test_another_process_goes_on_in_the_same_place_and_no_window_is_lost_or_told
         (d, _) = story.run.plan.dimensions
         status = status_of(new)
         assert status["Name"] == "vcg:d1"
-        assert status["Uid"].split() == [str(d.uid)] * 4
+        assert status["Uid"].split() == [str(story.run.uids["d1"])] * 4
         assert status["NoNewPrivs"] == "1"
         assert status["CapEff"] == status["CapBnd"] == "0" * 16
         assert status["Seccomp"] == "2"

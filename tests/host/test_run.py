@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from vcg import audit, config, plan, shm
+from vcg import audit, config, plan, shm, state
 from vcg.errors import RunError
 from vcg.linux import loop, mount, numa
 from vcg.plan import Plan
@@ -173,7 +173,7 @@ def test_every_dimension_is_confined(resolve: Callable[..., Plan]) -> None:
             pid = run.dimension_pids[d.name]
             status = status_of(pid)
             assert status["Name"] == f"vcg:{d.name}"
-            assert status["Uid"].split() == status["Gid"].split() == [str(d.uid)] * 4
+            assert status["Uid"].split() == status["Gid"].split() == [str(run.uids[d.name])] * 4
             assert status["Groups"] == ""
             assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
             assert status["NoNewPrivs"] == "1"
@@ -402,6 +402,58 @@ def test_supervisor_and_client_killed_at_once_are_cleared_by_the_next_start(
     with Run(resolve("default")) as run:
         rows = ran(run, 0.2)
     assert all(rows.values())
+
+
+# ── users ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def elsewhere(roots: Roots) -> dict[str, str]:
+    """Roots for another run at the same time."""
+    return {root: str(roots.state_root.with_name(root)) for root in ("state_root", "mount_root")}
+
+
+def test_runs_at_the_same_time_have_no_user_in_common_so_none_signals_anothers_dimensions(
+    resolve: Callable[..., Plan], elsewhere: dict[str, str], in_child: Any
+) -> None:
+    with Run(resolve("tmpfs")) as run, Run(resolve("tmpfs", **elsewhere)) as other:
+        seen = [
+            {int(uid) for pid in one.dimension_pids.values() for uid in status_of(pid)["Uid"].split()}
+            for one in (run, other)
+        ]
+        assert seen == [set(run.uids.values()), set(other.uids.values())]
+        assert len(seen[0] | seen[1]) == 18
+
+        def may_signal() -> list[bool]:
+            """Whether a user of the first run may signal its own dimension, and one of the other run."""
+            uid = run.uids["d1"]
+            os.setresuid(uid, uid, uid)
+            return [is_permitted(one.dimension_pids["d1"]) for one in (run, other)]
+
+        assert in_child(may_signal) == [True, False]
+
+
+def is_permitted(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    return True
+
+
+def test_the_users_of_a_killed_run_are_the_next_runs_wherever_that_is(
+    resolve: Callable[..., Plan], roots: Roots, elsewhere: dict[str, str]
+) -> None:
+    process, pids = started(resolve("tmpfs"), roots)
+    killed = {int(status_of(pid)["Uid"].split()[0]) for pid in pids} - {0}
+    process.kill()
+    os.kill(pids[0], signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(map(is_alive, pids)))
+    with Run(resolve("tmpfs", **elsewhere)) as run:
+        assert set(run.uids.values()) == killed
+        assert state.clear(roots.state_root) == []  # takes nothing from whom they belong to now
+        assert all(map(is_alive, run.dimension_pids.values()))
 
 
 # ── subscribers ──────────────────────────────────────────────────────────────────────────────────────────────────────

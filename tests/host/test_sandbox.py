@@ -17,13 +17,12 @@ from typing import Any
 
 import pytest
 
-from vcg import storage
+from vcg import storage, uids
 from vcg.linux import memory, mount, prctl, sandbox, seccomp
 from vcg.linux.libc import libc
-from vcg.plan import UID_FIRST
 
 pytestmark = pytest.mark.usefixtures("root")
-UID = UID_FIRST + 50
+UID = uids.SPARE[3]
 _PR_GET_DUMPABLE = 3
 DEEP = 10_000
 LIMITED = {

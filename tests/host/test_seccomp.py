@@ -17,13 +17,14 @@ from typing import Any
 import pyseccomp
 import pytest
 
-from vcg import shm
+from vcg import shm, uids
 from vcg.linux import futex, prctl, seccomp
 from vcg.linux.libc import syscall
 from vcg.linux.seccomp import POLICY, Match, Rule, clock_rules
 
 pytestmark = pytest.mark.usefixtures("root")
 BIT = 1 << 4
+UID = uids.SPARE[4]
 RULES = (*POLICY, *clock_rules(BIT))
 UNCONDITIONAL = [(call, rule) for rule in RULES for call in rule.calls if rule.conditions == ((),)]
 CONDITIONAL = [
@@ -39,7 +40,7 @@ def filtered(in_child: Any) -> Callable[..., Any]:
         program = seccomp.compile_policy(bit)
 
         def inside() -> object:
-            os.setresuid(64_155, 64_155, 64_155)
+            os.setresuid(UID, UID, UID)
             prctl.forbid_new_privileges()
             seccomp.install(program)
             return act()
@@ -128,7 +129,7 @@ def test_without_no_new_privs_a_filter_is_refused(in_child: Any) -> None:
     program = seccomp.compile_policy(None)
 
     def act() -> None:
-        os.setresuid(64_155, 64_155, 64_155)
+        os.setresuid(UID, UID, UID)
         seccomp.install(program)
 
     with pytest.raises(PermissionError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vcg import audit, state, storage
+from vcg import audit, state, storage, uids
 from vcg.errors import RunError
 from vcg.linux import cgroup, loop, mount, sysvipc
 from vcg.linux.cgroup import Group
@@ -237,32 +237,34 @@ def test_what_cannot_be_undone_is_told_and_stays_in_the_journal(roots: Any, chil
         assert not held.journal.exists()
 
 
-def test_sysv_objects_of_its_users_are_removed_once_none_of_their_processes_is_alive(
-    roots: Any, child_that: Any
+def test_sysv_objects_of_its_users_are_removed_but_not_from_a_run_that_has_their_range_now(
+    roots: Any, child_that: Any, in_child: Any
 ) -> None:
-    """Another run may have dimensions of the same uids."""
-    uid, other = audit.UIDS[90], audit.UIDS[91]
+    def run_that_makes_one_of_each() -> range:
+        claimed = uids.claim()
+        in_child(lambda: make_one_of_each(claimed[3]))
+        return claimed
 
-    def make_one_of_each() -> None:
+    def make_one_of_each(uid: int) -> None:
         os.setresuid(uid, uid, uid)
         for name, arguments in {"shmget": (0, 4096), "semget": (0, 1), "msgget": (0,)}.items():
             check(getattr(libc, name)(*arguments, 0o1600), name)
 
-    def there() -> list[str]:
-        return sorted(one.kind for one in sysvipc.objects() if one.uid == uid)
+    def there(claimed: range) -> list[str]:
+        return sorted(one.kind for one in sysvipc.objects() if one.uid in claimed)
 
     with StateRoot(roots.state_root) as held:
-        with child_that(make_one_of_each):
-            for uids in ([other], [uid, other]):
-                held.note(held.next_epoch(), [], roots.mount_root, False, uids=uids)
-                assert held.reconcile() == []
-                assert there() == ["msg", "sem", "shm"]
-        held.note(held.next_epoch(), [], roots.mount_root, False, uids=[other])
+        with child_that(run_that_makes_one_of_each) as child:
+            held.note(held.next_epoch(), [], roots.mount_root, False, first_uid=child.said.start)
+            assert held.reconcile() == []
+            assert there(child.said) == ["msg", "sem", "shm"]
+        for first_uid in (None, child.said.stop):
+            held.note(held.next_epoch(), [], roots.mount_root, False, first_uid=first_uid)
+            assert held.reconcile() == []
+            assert there(child.said) == ["msg", "sem", "shm"]
+        held.note(held.next_epoch(), [], roots.mount_root, False, first_uid=child.said.start)
         assert held.reconcile() == []
-        assert there() == ["msg", "sem", "shm"]
-        held.note(held.next_epoch(), [], roots.mount_root, False, uids=[uid])
-        assert held.reconcile() == []
-        assert there() == []
+        assert there(child.said) == []
 
 
 @pytest.mark.parametrize("content", ["", '{"epoch": 1, "cgro'])

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from vcg import config, plan, storage
+from vcg import storage, uids
 from vcg.errors import RunError
-from vcg.linux import loop, mount, numa
-from vcg.plan import DimensionPlan
+from vcg.linux import loop, mount
 
 pytestmark = pytest.mark.usefixtures("root")
 MIB = 1 << 20
+UID = uids.SPARE[5]
 
 
 def features(image: Path) -> set[str]:
@@ -153,16 +153,11 @@ def test_a_tmpfs_has_its_size_and_an_inode_for_each_page(roots: Any, in_child: A
 # ── the first directories ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def a_dimension() -> DimensionPlan:
-    return plan.make(config.load("default"), numa.observe()).dimensions[3]
-
-
 def test_a_dimension_owns_its_data_and_tmp_and_its_log_file_and_nothing_else(tmp_path: Path) -> None:
-    dimension = a_dimension()
-    storage.furnish(dimension, tmp_path)
+    storage.furnish(tmp_path, UID)
     seen = {str(path.relative_to(tmp_path)): path.stat() for path in tmp_path.rglob("*")}
     owners = {name: (found.st_uid, found.st_gid) for name, found in seen.items()}
-    own = (dimension.uid, dimension.uid)
+    own = (UID, UID)
     assert owners == {"data": own, "tmp": own, "dev": (0, 0), "log": (0, 0), "log/workload.log": own}
     assert {stat.S_IMODE(seen[name].st_mode) for name in ("data", "tmp", "dev", "log")} == {0o755}
     assert stat.S_IMODE(seen["log/workload.log"].st_mode) == 0o600

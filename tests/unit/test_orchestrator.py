@@ -38,7 +38,6 @@ PLAN = DimensionPlan(
     workload="vcg.workloads.idle:run",
     args={},
     devices=(),
-    uid=64102,
     memory_bytes=1 << 26,
     pids=8,
 )
