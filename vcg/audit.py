@@ -30,7 +30,7 @@ CGROUP_PREFIX = "vcg-"
 PROCESS_PREFIX = "vcg:"
 UIDS = range(64100, 64200)
 """The uids that dimensions run under."""
-KEPT_FILES = frozenset({"host.json", "lock", "epoch"})
+KEPT_FILES = frozenset({"host.json", "gate.json", "lock", "epoch"})
 """Files that stay in the state root between runs on purpose, besides snapshots."""
 
 _DELETED = " (deleted)"
