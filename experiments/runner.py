@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,7 +32,7 @@ from experiments.plan import (
 )
 from experiments.store import ResultsError, TrialRecord
 from experiments.trial import Instruments, Interrupted, Progress, measure_baseline, run_trial
-from vcg import floor
+from vcg import floor, gatefloor
 from vcg import plan as testbed_plan
 from vcg.config import from_mapping
 from vcg.errors import HostError
@@ -145,9 +146,10 @@ def run(file: SweepFile, out: Path, on_event: Callable[[Event], None]) -> Ending
         raise HostError("a sweep needs root: it mounts, pins and confines (try: sudo vcg sweep run …, or --dry-run)")
     sweep = file.sweep
     document, found, planned = prepare(file, out)
-    shape, floor_ns = numa.observe(), floor.ensure()
+    shape = numa.observe()
+    make = partial(testbed_plan.make, floor_ns=floor.ensure(), freezer_floor_ns=gatefloor.shortest_window_ns())
     # Every configuration must fit this host before the first trial is run, not in the middle of the night.
-    plans = {c.id: testbed_plan.make(from_mapping(c.testbed), shape, floor_ns=floor_ns) for c in found}
+    plans = {c.id: make(from_mapping(c.testbed), shape) for c in found}
     with store.exclusive(out), _stop_on_signal() as stopping, Instruments() as instruments:
         cpu = document["reference"]["cpu"] if "reference" in document else max(shape.cpus)
         begin = {**manifest.host_facts(), "reference_p99_ns": measure_baseline(cpu, _BASELINE_S)}

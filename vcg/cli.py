@@ -182,12 +182,13 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a testbed would do on this host: edges, placement, credits. Starts nothing and needs no root."""
-    from vcg import config, floor, harmonics
+    from vcg import config, floor, gatefloor, harmonics
     from vcg import plan as planning
     from vcg.linux import numa
 
     resolved = config.load(testbed, parse_overrides(overrides or []))
-    made = planning.make(resolved, numa.observe(), floor_ns=floor.window_floor_ns())
+    floor_ns, freezer_floor_ns = floor.window_floor_ns(), gatefloor.shortest_window_ns()
+    made = planning.make(resolved, numa.observe(), floor_ns=floor_ns, freezer_floor_ns=freezer_floor_ns)
     cadences = planning.cadences(made)
     if made.hyperperiod_ns is not None:
         listed = list(harmonics.edge_table(cadences))
@@ -377,7 +378,7 @@ def unit(
     """Print a systemd unit that runs a testbed from boot on. The testbed is checked against this host first."""
     import os
 
-    from vcg import config, floor
+    from vcg import config, floor, gatefloor
     from vcg import plan as planning
     from vcg import unit as units
     from vcg.errors import Problem
@@ -385,7 +386,8 @@ def unit(
     from vcg.run import check_workloads
 
     resolved = config.load(testbed, parse_overrides(overrides or []))
-    made = planning.make(resolved, numa.observe(), floor_ns=floor.window_floor_ns())
+    floor_ns, freezer_floor_ns = floor.window_floor_ns(), gatefloor.shortest_window_ns()
+    made = planning.make(resolved, numa.observe(), floor_ns=floor_ns, freezer_floor_ns=freezer_floor_ns)
     command = Path(install_path or Path(sys.executable).with_name("vcg")).absolute()
     if not command.is_file() or not os.access(command, os.X_OK):
         expected = "expected the path of an installed vcg command"

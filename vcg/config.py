@@ -80,6 +80,8 @@ QUOTA_MIN_BYTES = 4 << 20
 """Room for the smallest snapshot: what lies beside the copy takes part of it."""
 WORKLOADS = ("archive", "burst", "fsync", "hostile", "idle", "ingress", "service", "spin")
 """Workloads that ship with the package and have a short name."""
+_ENFORCEMENT = ("enforce", "grace")
+"""Fields that a dimension behind the freezer gate has no use for."""
 
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,14}")
@@ -443,10 +445,15 @@ class Dimension(_Strict):
     )
     enforce: Literal["demote", "freeze", "none"] = Field(
         default="demote",
-        description="what is done to it when it goes on without credit: SCHED_IDLE, or frozen, until its debt is paid",
+        description="what is done to it when it goes on without credit: SCHED_IDLE, or frozen, until its debt is paid; "
+        "not to be given for a dimension behind the freezer gate, which holds it to its tokens by itself: from a triad "
+        "or an override of several it is for those that are not behind it",
     )
     grace_ns: Duration = Field(
-        default=500_000, alias="grace", description="CPU time beyond its credit that is let pass, and booked as debt"
+        default=500_000,
+        alias="grace",
+        description="CPU time beyond its credit that is let pass, and booked as debt; behind the freezer gate as with "
+        "enforce",
     )
     restart: _Restart = Field(
         default=Restart(0, BACKOFF_NS),
@@ -600,8 +607,12 @@ class Testbed(_Strict):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data with every field, that :func:`from_mapping` turns into an equal testbed."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Plain data with every field that means something, that :func:`from_mapping` turns into an equal testbed."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for dimension in data["dimensions"].values():
+            for field in _ENFORCEMENT if dimension["gate"] == "freezer" else ():
+                del dimension[field]
+        return data
 
 
 def ready_testbeds() -> tuple[str, ...]:
@@ -805,6 +816,8 @@ class _Merged:
             elif harmonic and harmonic > HARMONIC_MAX:
                 expected = f"expected at most {HARMONIC_MAX} windows in a base window: make base_window shorter instead"
                 self._complain(("dimensions", name, "harmonic"), dimensions[name].get("harmonic"), expected)
+        for field in _ENFORCEMENT:
+            self._check_enforcement(field, {name: own for name, own in dimensions.items() if isinstance(own, dict)})
         triads = self.data.get("triads")
         for triad, table in triads.items() if isinstance(triads, dict) else ():
             if not isinstance(table, dict) or not _is_triad(table.get("members")):
@@ -817,6 +830,22 @@ class _Merged:
                     shown,
                     "expected the same harmonic of all three: a triad shares a cadence",
                 )
+
+    def _check_enforcement(self, field: str, dimensions: dict[str, dict[str, Any]]) -> None:
+        """Nothing may be given for a gate to ignore; what several are given is left to those of them that heed it."""
+        given: dict[_Origin | str, list[str]] = {}
+        for name, own in dimensions.items():
+            if field in own:
+                given.setdefault(self._origins.get(("dimensions", name, field), name), []).append(name)
+        for names in given.values():
+            frozen = [name for name in names if dimensions[name].get("gate") == "freezer"]
+            if frozen == names:
+                place = ("dimensions", names[0], field)
+                expected = f"expected none for {', '.join(names)}: the freezer gate alone holds a program to its tokens"
+                self._complain(place, dimensions[names[0]][field], f"{expected}: remove {field}")
+                continue
+            for name in frozen:
+                del dimensions[name][field]
 
 
 def _resolve(document: Document, overrides: Mapping[str, Any]) -> Testbed:

@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import entry_points
-from math import ceil
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import typer
@@ -37,10 +33,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcg import audit, defences, floor, gate, shm, storage
+from vcg import audit, defences, floor, gatefloor, shm, storage
 from vcg.errors import HostError, VcgError
 from vcg.floor import STATE_ROOT
-from vcg.linux import cgroup, cpuidle, futex, loop, memory, mount, prctl, sched
+from vcg.linux import cgroup, cpuidle, futex, loop, memory, mount, sched
 from vcg.plan import FREEZER_WINDOW_MIN_NS
 
 MOUNT_ROOT = Path("/vcg")
@@ -53,10 +49,6 @@ _SERVICES = frozenset({"redis-server"})
 """Packages that begin a service on installation, where only their program is wanted."""
 _SHOWN = 3
 _PROBE_IMAGE_BYTES = 1 << 20
-FREEZER_SHARE = 0.05
-"""Part of a window that freezing and thawing may take."""
-_FREEZES = 300
-_FREEZER_PATIENCE_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -89,10 +81,10 @@ def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Install missing Debian packages; change nothing else.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Show only what is missing, and measure the floor only if it is not known.")
+        bool, typer.Option("--quick", help="Show only what is missing, and measure a floor only if it is not known.")
     ] = False,
 ) -> None:
-    """Say whether this host can run the testbed, and measure the shortest window that it sustains.
+    """Say whether this host can run the testbed, and measure the shortest windows that it sustains.
 
     Exit code 1 if something required is missing.
     """
@@ -114,9 +106,9 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
     """Run every check of this host, those of other packages included.
 
     Args:
-        state_root: where images and the measured floor are kept.
+        state_root: where images and the measured floors are kept.
         mount_root: where the dimensions are mounted.
-        measure_again: measure the floor even if it is known.
+        measure_again: measure the floors even if they are known.
     """
     root = check_root()
     checks = [
@@ -147,7 +139,7 @@ def examine(state_root: Path, mount_root: Path, *, measure_again: bool) -> list[
             check_filesystems(),
             check_loop_devices(state_root),
             *check_cgroups(),
-            check_freezer(),
+            check_freezer(state_root, measure_again=measure_again),
             check_fifo(),
             check_mlock(),
             check_memory_policy(),
@@ -402,86 +394,29 @@ def check_cgroups() -> Iterator[Check]:
     yield attempt(build, "cgroup trees", "accounting for every process of a run, and its end", fix, required=True)
 
 
-def check_freezer() -> Check:
-    """Measure how fast a group freezes and thaws, as the gate does it, and which windows that is good enough for."""
-    name = f"{audit.CGROUP_PREFIX}doctor-{os.getpid()}"
+def check_freezer(state_root: Path, *, measure_again: bool) -> Check:
+    """The floor of windows behind the freezer gate, measured and kept as that of the RTD is."""
 
     def act() -> str:
-        unified = cgroup.observe().unified
-        if unified is None:
-            raise OSError("no v2 tree is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
-        freeze_ns, thaw_ns = _freeze_and_thaw(unified / name, _FREEZES)
-        shortest_ns = freezer_floor_ns([sum(both) for both in zip(freeze_ns, thaw_ns, strict=True)])
+        known = None if measure_again else gatefloor.load(state_root)
+        measured = known or gatefloor.measure()
+        if known is None:
+            floor.store(measured, state_root, gatefloor.FILE)
+        promised = f"{FREEZER_WINDOW_MIN_NS / 1e6:g} ms"
+        if measured.floor_ns is None:
+            longest_ms = measured.measurements[-1].period_ns / 1e6
+            raise HostError(f"no window up to {longest_ms:g} ms is kept, and expected are those from {promised}")
+        at = next(m for m in measured.measurements if m.period_ns == measured.floor_ns and m.sustained)
         found = (
-            f"windows from {shortest_ns / 1e6:.1f} ms (frozen after {median(freeze_ns) / 1000:.0f} us, running after "
-            f"{median(thaw_ns) / 1000:.0f} us), testbeds may have them from {FREEZER_WINDOW_MIN_NS / 1e6:.0f} ms"
+            f"windows from {at.period_ns / 1e6:g} ms ({at.lost} of {at.windows} lost, {at.spent:.1%} of the credit "
+            f"used, thawed {at.lateness_p99_ns / 1000:.3g} us after the edge at the p99), measured {measured.date}"
         )
-        if shortest_ns > FREEZER_WINDOW_MIN_NS:
-            raise HostError(found)
-        return found
+        if at.period_ns > FREEZER_WINDOW_MIN_NS:
+            raise HostError(f"{found}; expected are those from {promised}: shorter ones than the floor are refused")
+        return f"{found}; testbeds may have them from {promised}"
 
-    fix = "a v2 tree, Linux 5.2 or newer; steal or a busy host are the usual reasons for long latencies: measure again"
-    return attempt_in_child(act, "freezer gate", "programs that know nothing of windows", fix, required=False)
-
-
-def freezer_floor_ns(latencies_ns: Sequence[int]) -> int:
-    """Shortest window of which freezing and thawing take no more than :data:`FREEZER_SHARE` at the p99."""
-    p99_ns = sorted(latencies_ns)[int(0.99 * len(latencies_ns))]
-    return ceil(p99_ns / FREEZER_SHARE)
-
-
-def _freeze_and_thaw(directory: Path, times: int) -> tuple[list[int], list[int]]:
-    """Freeze and thaw a process that spins, in a v2 group that is made for it and removed.
-
-    The calling process becomes SCHED_FIFO like a gate, on another CPU than the spinning one if there are two.
-
-    Returns:
-        Nanoseconds from each freeze to the group's coming to rest, and from each thaw to the process's going on.
-    """
-    here, *others = sorted(os.sched_getaffinity(0))
-    turns = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-    frozen_ns, thawed_ns = [], []
-    directory.mkdir()
-    parent = os.getpid()
-    spinner = os.fork()
-    if spinner == 0:
-        try:
-            prctl.die_with_parent(parent)
-            sched.pin(others[:1] or [here])
-            sched.set_fifo(1)  # others on its CPU are not to be measured
-            while True:
-                turns[0] += 1
-        finally:
-            os._exit(1)
-    try:
-        (directory / "cgroup.procs").write_text(str(spinner))
-        group = cgroup.Freezer(directory)
-        sched.pin([here])
-        sched.set_fifo(gate.PRIORITY)
-
-        def wait_for(come: Callable[[], bool]) -> int:
-            begun_ns = time.monotonic_ns()
-            while not come():
-                if not others:
-                    time.sleep(1e-5)  # the CPU is needed for it to come
-                if time.monotonic_ns() - begun_ns > _FREEZER_PATIENCE_NS:
-                    raise OSError(f"{directory}: frozen, or thawed, for {_FREEZER_PATIENCE_NS / 1e9:.0f} s in vain")
-            return time.monotonic_ns()
-
-        for _ in range(times):
-            time.sleep(0.001)
-            begun_ns = time.monotonic_ns()
-            group.freeze()
-            frozen_ns.append(wait_for(group.is_frozen) - begun_ns)
-            turns[0] = 0
-            begun_ns = time.monotonic_ns()
-            group.thaw()
-            thawed_ns.append(wait_for(lambda: turns[0] != 0) - begun_ns)
-    finally:
-        os.kill(spinner, signal.SIGKILL)
-        os.waitpid(spinner, 0)
-        cgroup.remove([directory], time.monotonic_ns() + 1_000_000_000)
-    return frozen_ns, thawed_ns
+    fix = f"see the measurements in {state_root / gatefloor.FILE}; steal or a busy host are the usual reasons"
+    return attempt(act, "freezer gate", "programs that know nothing of windows", fix, required=False)
 
 
 def check_fifo() -> Check:

@@ -1,7 +1,8 @@
 """How short a window can be on this host: the floor, measured with the RTD's own loop, and where it is kept.
 
 Run as a process (``python -m vcg.floor``), this module is an RTD with a single waiter that nobody waits on: the same
-loop, priority and preparation as in a run, and nothing beside it. ``vcg bench rtd`` measures with it too.
+loop, priority and preparation as in a run, and nothing beside it. ``vcg bench rtd`` measures with it too. How a floor
+is searched and kept serves that of the freezer gate as well (:mod:`vcg.gatefloor`).
 
 Assumes root (SCHED_FIFO, mlockall). Trap: a floor belongs to one kernel and one CPU model; a stored one of another host
 is not used.
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from statistics import quantiles
+from typing import Any, Generic, Protocol, TypeVar
 
 from vcg import rtd, shm
 from vcg.errors import HostError
@@ -30,6 +32,7 @@ from vcg.linux import clock, cpuidle, prctl
 
 STATE_ROOT = Path("/var/lib/vcg")
 """Where a floor is kept: it is the host's, so it stays at the default place whatever root a testbed names."""
+FILE = "host.json"
 PERIODS_NS = (1_000_000, 500_000, 400_000, 300_000, 250_000, 200_000, 150_000, 100_000)
 """The windows that are tried, longest first, until one is not sustained."""
 SLOW_PERIODS_NS = (2_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000)
@@ -49,6 +52,18 @@ _LEAD_NS = 20_000_000
 _POLL_S = 0.1
 _WARM_UP_EDGES = 16
 """First wake-ups take page faults and cold caches; a run has them before its first window, too."""
+
+
+class Tried(Protocol):
+    """One period as it was tried, and whether it is sustained: what a floor is chosen by."""
+
+    @property
+    def period_ns(self) -> int: ...
+    @property
+    def sustained(self) -> bool: ...
+
+
+M = TypeVar("M", bound=Tried)
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One period as it was tried: what :func:`choose` decides upon."""
+    """One period as the RTD alone was tried at it."""
 
     period_ns: int
     edges: int
@@ -92,7 +107,12 @@ class Measurement:
 
     @property
     def sustained(self) -> bool:
-        """Whether the RTD keeps this period up: see :func:`choose`."""
+        """Whether the RTD keeps this period up: it
+
+        - skips fewer than 0.1 % of the edges,
+        - has a p99 lateness under half the period, and
+        - uses under half of one CPU.
+        """
         return (
             self.skipped < MAX_SKIPPED_SHARE * self.edges
             and self.lateness_p99_ns < self.period_ns / 2
@@ -109,37 +129,34 @@ class HostIdentity:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Floor(Generic[M]):
     """A measured floor; ``floor_ns`` is None if the host sustains none of the periods."""
 
     floor_ns: int | None
     host: HostIdentity
     date: str
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[M, ...]
 
 
-def choose(measurements: Sequence[Measurement]) -> int | None:
-    """The floor: the shortest period, in ns, at which the RTD
-
-    - skips fewer than 0.1 % of the edges,
-    - has a p99 lateness under half the period, and
-    - uses under half of one CPU.
-
-    None if that holds for no period.
-    """
+def choose(measurements: Sequence[Tried]) -> int | None:
+    """The floor: the shortest period, in ns, that is sustained; None if none is."""
     return min((m.period_ns for m in measurements if m.sustained), default=None)
 
 
-def search(measure_period: Callable[[int], Measurement]) -> tuple[Measurement, ...]:
+def search(
+    measure_period: Callable[[int], M], periods_ns: Sequence[int], slow_periods_ns: Sequence[int]
+) -> tuple[M, ...]:
     """Try periods down to the first that is not sustained, or up to the first that is.
 
     Args:
         measure_period: of a period in ns.
+        periods_ns: tried in this order, until one is not sustained.
+        slow_periods_ns: tried in this order if the first of the others is not sustained, until one is.
 
     Returns:
         Every measurement that was made, in order.
     """
-    made: list[Measurement] = []
+    made: list[M] = []
 
     def is_sustained(period_ns: int) -> bool:
         for _ in range(TRIES):
@@ -148,10 +165,10 @@ def search(measure_period: Callable[[int], Measurement]) -> tuple[Measurement, .
                 return True
         return False
 
-    if is_sustained(PERIODS_NS[0]):
-        all(is_sustained(period_ns) for period_ns in PERIODS_NS[1:])
+    if is_sustained(periods_ns[0]):
+        all(is_sustained(period_ns) for period_ns in periods_ns[1:])
     else:
-        any(is_sustained(period_ns) for period_ns in SLOW_PERIODS_NS)
+        any(is_sustained(period_ns) for period_ns in slow_periods_ns)
     return tuple(made)
 
 
@@ -162,7 +179,12 @@ def identity() -> HostIdentity:
     return HostIdentity(platform.release(), next(models, "unknown"))
 
 
-def measure(cpu: int | None = None) -> Floor:
+def concluded(tried: tuple[M, ...]) -> Floor[M]:
+    """The floor of this host, as it follows from what has just been tried."""
+    return Floor(choose(tried), identity(), datetime.now(UTC).isoformat(timespec="seconds"), tried)
+
+
+def measure(cpu: int | None = None) -> Floor[Measurement]:
     """Search on one CPU: unless told, the first that we may use, where a plan puts the RTD.
 
     Raises:
@@ -173,31 +195,38 @@ def measure(cpu: int | None = None) -> Floor:
     def measure_period(period_ns: int) -> Measurement:
         return Measurement.of(run_alone(period_ns, max(SECONDS, MIN_EDGES * period_ns / 1e9), place))
 
-    tried = search(measure_period)
-    return Floor(choose(tried), identity(), datetime.now(UTC).isoformat(timespec="seconds"), tried)
+    return concluded(search(measure_period, PERIODS_NS, SLOW_PERIODS_NS))
 
 
-def store(floor: Floor, state_root: Path) -> Path:
-    """Keep a floor in the state root; returns the file."""
+def store(floor: Floor[Any], state_root: Path, name: str = FILE) -> Path:
+    """Keep a floor in the state root, under a name; returns the file."""
     state_root.mkdir(parents=True, exist_ok=True)
-    path = state_root / "host.json"
+    path = state_root / name
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(floor), indent=2) + "\n")
     part.replace(path)
     return path
 
 
-def load(state_root: Path) -> Floor | None:
-    """The stored floor, None if there is none for this kernel and CPU model, or none that we may read.
+def load(state_root: Path) -> Floor[Measurement] | None:
+    """The stored floor of the RTD, see :func:`read`."""
+    return read(state_root / FILE, Measurement)
+
+
+def read(path: Path, kind: Callable[..., M]) -> Floor[M] | None:
+    """A stored floor, None if there is none for this kernel and CPU model, or none that we may read.
+
+    Args:
+        path: of the file.
+        kind: of its measurements.
 
     Raises:
         HostError: the file is not one that :func:`store` wrote.
     """
-    path = state_root / "host.json"
     try:
         raw = json.loads(path.read_text())
         host = HostIdentity(**raw["host"])
-        measurements = tuple(Measurement(**m) for m in raw["measurements"])
+        measurements = tuple(kind(**m) for m in raw["measurements"])
         floor = Floor(raw["floor_ns"], host, raw["date"], measurements)
     except (FileNotFoundError, PermissionError):
         return None
@@ -231,7 +260,7 @@ def ensure() -> int:
         longest_ms = SLOW_PERIODS_NS[-1] / 1e6
         raise HostError(
             f"the RTD does not keep up with any window up to {longest_ms:g} ms on this host: is it busy? "
-            f"(the measurements are in {STATE_ROOT / 'host.json'}; run vcg doctor to repeat them)"
+            f"(the measurements are in {STATE_ROOT / FILE}; run vcg doctor to repeat them)"
         )
     return known.floor_ns
 

@@ -38,7 +38,7 @@ CLOCK_RESERVE = Fraction(1, 10)
 ROUND_MIN_NS = 1_000_000
 """The orchestrator works at most so often: a round costs it tens of microseconds."""
 FREEZER_WINDOW_MIN_NS = 5_000_000
-"""Shortest window of a dimension whose program is thawed and frozen."""
+"""Shortest window of a dimension whose program is thawed and frozen, on any host."""
 SEPARATE_CPUS_FROM = 4
 """Hosts with at least so many CPUs keep the dimensions off the housekeeping CPUs."""
 
@@ -172,6 +172,7 @@ def make(
     host: HostShape,
     *,
     floor_ns: int | None = None,
+    freezer_floor_ns: int = FREEZER_WINDOW_MIN_NS,
     is_device: Callable[[str], bool] | None = None,
     examine: Callable[[str], Finding] | None = None,
 ) -> Plan:
@@ -181,12 +182,13 @@ def make(
         testbed: as loaded.
         host: the CPUs that may be used, and their memory nodes.
         floor_ns: shortest time between edges that the RTD keeps up with on this host; None if it is not known.
+        freezer_floor_ns: shortest window behind the freezer gate, see :func:`vcg.gatefloor.shortest_window_ns`.
         is_device: whether a path is a device node; by default asks this host.
         examine: looks for a defence that the testbed requires; by default on this host.
 
     Raises:
         HostError: the testbed asks for CPUs, nodes or devices that the host lacks, or for windows or edges closer to
-            each other than the floor; one line for each.
+            each other than the floors; one line for each.
     """
     rhythm = _cadences(testbed)
     problems = [
@@ -194,7 +196,7 @@ def make(
         *_missing_devices(testbed, is_device or _is_device_node),
         *_missing_defences(testbed, examine),
         *_missing_files(testbed),
-        *_too_short_to_freeze(testbed, rhythm),
+        *_too_short_to_freeze(testbed, rhythm, freezer_floor_ns),
         *_faster_than_floor(testbed, rhythm, floor_ns),
     ]
     if problems:
@@ -428,13 +430,14 @@ def _missing_files(testbed: Testbed) -> Iterable[str]:
             yield f"{name}: exec {program}: expected a program that exists on this host and may be executed"
 
 
-def _too_short_to_freeze(testbed: Testbed, rhythm: Sequence[Cadence]) -> Iterable[str]:
+def _too_short_to_freeze(testbed: Testbed, rhythm: Sequence[Cadence], floor_ns: int) -> Iterable[str]:
+    limit = f"{format_duration(floor_ns)} with the freezer gate"
+    if floor_ns > FREEZER_WINDOW_MIN_NS:
+        limit = f"the freezer gate's floor of {format_duration(floor_ns)} on this host (run: vcg doctor)"
     for (name, dimension), cadence in zip(testbed.dimensions.items(), rhythm, strict=True):
-        if dimension.gate == "freezer" and cadence.period < FREEZER_WINDOW_MIN_NS:
-            yield (
-                f"{name}: window {show_duration(cadence.period)}: expected at least "
-                f"{format_duration(FREEZER_WINDOW_MIN_NS)} with the freezer gate: make base_window longer"
-            )
+        if dimension.gate == "freezer" and cadence.period < floor_ns:
+            shown = show_duration(cadence.period)
+            yield f"{name}: window {shown}: expected at least {limit}: make base_window longer"
 
 
 def _faster_than_floor(testbed: Testbed, rhythm: Sequence[Cadence], floor_ns: int | None) -> Iterable[str]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vcg import floor, service, state
+from vcg import floor, gatefloor, service, state
 from vcg.errors import HostError, RunError
 from vcg.linux import numa, seccomp
 from vcg.plan import Plan, make
@@ -317,12 +317,12 @@ def told_of(snapshot: Mapping[str, Any]) -> str:
 
 
 def plan_here(testbed: Testbed) -> Plan:
-    """Resolve a testbed against this host, its measured floor included.
+    """Resolve a testbed against this host, its measured floors included.
 
     Raises:
         HostError: the host can't do what the testbed asks for.
     """
-    return make(testbed, numa.observe(), floor_ns=floor.ensure())
+    return make(testbed, numa.observe(), floor_ns=floor.ensure(), freezer_floor_ns=gatefloor.shortest_window_ns())
 
 
 def _filters(plan: Plan) -> dict[str, bytes]:

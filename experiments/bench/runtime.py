@@ -16,11 +16,10 @@ import numpy as np
 
 import probes
 from experiments import trial
-from vcg import config, floor, shm
-from vcg import plan as planning
+from vcg import config, shm
 from vcg.linux import numa
 from vcg.plan import Plan
-from vcg.run import Run
+from vcg.run import Run, plan_here
 
 PROBES = ("sched", "block", "migrate")
 WARM_UP_WINDOWS = 20
@@ -45,7 +44,7 @@ def plan_of(testbed: str, place: Path, overrides: dict[str, Any] | None = None) 
     """
     roots = {"state_root": str(place / "state"), "mount_root": str(place / "mnt")}
     loaded = config.load(testbed, {**(overrides or {}), **roots})
-    return planning.make(loaded, numa.observe(), floor_ns=floor.ensure())
+    return plan_here(loaded)
 
 
 def plan_from(testbed: dict[str, Any], place: Path) -> Plan:
@@ -56,7 +55,7 @@ def plan_from(testbed: dict[str, Any], place: Path) -> Plan:
     """
     roots = {"state_root": str(place / "state"), "mount_root": str(place / "mnt")}
     loaded = config.from_mapping({**testbed, **roots}, source=testbed["name"])
-    return planning.make(loaded, numa.observe(), floor_ns=floor.ensure())
+    return plan_here(loaded)
 
 
 def last_cpu() -> int:

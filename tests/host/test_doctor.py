@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vcg import audit, config, doctor, floor, plan
+from vcg import audit, config, doctor, floor, gatefloor, plan
 from vcg.errors import HostError
 from vcg.linux import numa, sched
 
@@ -23,10 +23,12 @@ NOBODY = 65534
 
 @pytest.fixture
 def known_floor(roots: Any) -> floor.Floor:
-    """A floor in the state root, so that a test need not measure one."""
+    """Floors in the state root, so that a test need not measure any."""
     measurement = floor.Measurement(250_000, 4000, 0, 15_000.0, 40_000.0, 0.1)
     known = floor.Floor(250_000, floor.identity(), "2026-01-01T00:00:00+00:00", (measurement,))
     floor.store(known, roots.state_root)
+    held = gatefloor.Measurement(5_000_000, 100, 0, 1.0, 90_000.0)
+    floor.store(replace(known, floor_ns=5_000_000, measurements=(held,)), roots.state_root, gatefloor.FILE)
     return known
 
 
@@ -65,13 +67,24 @@ def test_a_state_root_without_room_for_an_image_is_no_place_for_loop_devices() -
     assert (check.ok, check.required) == (False, True)
 
 
-def test_the_freezers_floor_is_measured_and_stands_beside_the_shortest_window_of_testbeds() -> None:
-    found = doctor.check_freezer().found
-    times = r"\(frozen after (\d+) us, running after (\d+) us\)"
-    measured = re.fullmatch(rf"windows from ([\d.]+) ms {times}, testbeds may have them from 5 ms", found)
-    assert measured is not None, found
-    shortest_ms, frozen_us, _ = map(float, measured.groups())
-    assert shortest_ms * 1000 * doctor.FREEZER_SHARE >= frozen_us - 10
+def test_the_freezer_gates_floor_is_measured_with_a_real_run_and_kept(
+    roots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gatefloor, "PERIODS_NS", (20_000_000, 200_000))
+    monkeypatch.setattr(gatefloor, "MIN_WINDOWS", 20)
+    measured = doctor.check_freezer(roots.state_root, measure_again=False)
+    kept = gatefloor.load(roots.state_root)
+    assert kept is not None
+    first = kept.measurements[0]
+    assert first.period_ns == 20_000_000
+    assert first.windows >= gatefloor.MIN_WINDOWS
+    assert 0 <= first.lost <= first.windows
+    assert 0 < first.spent < 2
+    assert first.lateness_p99_ns > 0
+    # In windows as short as its clearance the gate thaws nothing.
+    assert not any(m.sustained for m in kept.measurements if m.period_ns == 200_000)
+    assert doctor.check_freezer(roots.state_root, measure_again=False) == measured
+    assert audit.leftovers(*roots) == []
 
 
 def test_an_attempt_that_dies_in_its_child_is_a_failed_check() -> None:

@@ -182,13 +182,13 @@ def test_an_empty_state_root_has_nothing_to_clear(roots: Any) -> None:
 
 
 def test_what_is_not_of_a_run_stays(roots: Any) -> None:
-    for name in ("host.json", "thesis.txt"):
+    for name in ("host.json", "gate.json", "thesis.txt"):
         (roots.state_root / name).write_text("precious")
     (roots.mount_root / "precious").touch()
     with StateRoot(roots.state_root) as held:
         held.note(held.next_epoch(), [], roots.mount_root, True)
         assert held.reconcile() == []
-    assert {"host.json", "thesis.txt"} < {path.name for path in roots.state_root.iterdir()}
+    assert {"host.json", "gate.json", "thesis.txt"} < {path.name for path in roots.state_root.iterdir()}
     assert (roots.mount_root / "precious").exists()
 
 

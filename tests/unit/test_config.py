@@ -478,3 +478,51 @@ def test_what_is_wrong_about_snapshots_is_told(load_text: Load, text: str, place
     (problem,) = messages(load_text, text)
     assert place in problem
     assert message in problem
+
+
+# ── enforcement ──────────────────────────────────────────────────────────────────────────────────────────────────────
+FROZEN = 'gate = "freezer"\nexec = ["/bin/sh"]\n'
+
+
+@pytest.mark.parametrize(("field", "value"), [("enforce", '"demote"'), ("enforce", '"none"'), ("grace", '"1ms"')])
+def test_enforcement_of_a_dimension_behind_the_freezer_gate_is_refused(load_text: Load, field: str, value: str) -> None:
+    assert messages(load_text, f"{MINIMAL}{FROZEN}{field} = {value}\n") == [
+        f"mine.toml:5: dimensions.d1.{field}: {value} - expected none for d1: the freezer gate alone holds a program "
+        f"to its tokens: remove {field}"
+    ]
+
+
+TRIAD = 'base_window = "20ms"\n[triads.t]\nmembers = ["a", "b", "c"]\nenforce = "freeze"\n'
+
+
+def test_a_triad_enforces_where_it_can(load_text: Load) -> None:
+    testbed = load_text(f"{TRIAD}[dimensions.b]\n{FROZEN}")
+    assert {name: d.enforce for name, d in testbed.dimensions.items()} == {"a": "freeze", "b": "demote", "c": "freeze"}
+
+
+def test_a_triad_that_can_enforce_nowhere_is_refused_once(load_text: Load) -> None:
+    assert messages(load_text, TRIAD + FROZEN) == [
+        'mine.toml:4: triads.t.enforce: "freeze" - expected none for a, b, c: the freezer gate alone holds a program '
+        "to its tokens: remove enforce"
+    ]
+
+
+def test_an_override_of_several_enforces_where_it_can(load_text: Load) -> None:
+    text = f"{MINIMAL}{FROZEN}[dimensions.d2]\n"
+    testbed = load_text(text, {"dimensions.*.grace": "1ms"})
+    assert [d.grace_ns for d in testbed.dimensions.values()] == [500_000, 1_000_000]
+    (message,) = messages(load_text, text, {"dimensions.d1.grace": "1ms"})
+    assert message.startswith('mine.toml: override dimensions.d1.grace: "1ms" - expected none for d1: ')
+
+
+def test_enforcement_is_refused_also_where_an_override_brings_the_gate(load_text: Load) -> None:
+    gate = {"dimensions.d1.gate": "freezer", "dimensions.d1.exec": ["/bin/sh"]}
+    (message,) = messages(load_text, f'{MINIMAL}enforce = "none"\n', gate)
+    assert message.startswith('mine.toml:3: dimensions.d1.enforce: "none" - expected none for d1: ')
+
+
+def test_a_resolved_testbed_says_nothing_of_enforcement_behind_the_gate(load_text: Load) -> None:
+    testbed = load_text(f"{TRIAD}[dimensions.b]\n{FROZEN}")
+    resolved = testbed.resolved()
+    assert {name for name, table in resolved["dimensions"].items() if {"enforce", "grace"} & table.keys()} == {"a", "c"}
+    assert config.from_mapping(resolved) == testbed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcg import doctor, floor
+from vcg import doctor, floor, gatefloor, shm
 from vcg.doctor import Check
 from vcg.errors import HostError
 from vcg.floor import Measurement
@@ -49,7 +50,7 @@ def searched(floor_ns: float, *, fails_once: bool = False) -> list[int]:
         good = period_ns >= floor_ns and not (fails_once and tried.count(period_ns) == 1)
         return replace(GOOD, period_ns=period_ns, skipped=0 if good else GOOD.edges)
 
-    made = floor.search(measure)
+    made = floor.search(measure, floor.PERIODS_NS, floor.SLOW_PERIODS_NS)
     assert [m.period_ns for m in made] == tried
     every = [*floor.PERIODS_NS, *floor.SLOW_PERIODS_NS]
     assert floor.choose(made) == min((period_ns for period_ns in every if period_ns >= floor_ns), default=None)
@@ -198,12 +199,118 @@ def test_a_service_that_comes_with_a_program_is_stopped_and_disabled(
     ]
 
 
-@given(st.lists(st.integers(1, 10**8), min_size=100, max_size=400))
-def test_at_the_freezers_floor_the_window_is_twenty_times_the_p99(latencies_ns: list[int]) -> None:
-    shortest_ns = doctor.freezer_floor_ns(latencies_ns)
-    within = sum(latency <= shortest_ns * doctor.FREEZER_SHARE for latency in latencies_ns)
-    assert within >= 0.99 * len(latencies_ns)
-    assert shortest_ns <= max(latencies_ns) / doctor.FREEZER_SHARE + 1
+# ── the freezer gate ─────────────────────────────────────────────────────────────────────────────────────────────────
+CREDIT_NS, PERIOD_NS = 2_250_000, 5_000_000
+
+
+def record(number: int, **fields: int) -> list[int]:
+    """Of a window in which the program was thawed at once, and frozen when it had what its token held."""
+    planned_ns = number * PERIOD_NS
+    kept = {
+        "window": number,
+        "outcome": shm.Outcome.DONE,
+        "planned_ns": planned_ns,
+        "entry_ns": planned_ns + 50_000,
+        "finish_ns": planned_ns + 2_300_000,
+        "budget_ns": CREDIT_NS,
+        "used_ns": CREDIT_NS,
+        "expires_ns": planned_ns + PERIOD_NS,
+    }
+    given = {**kept, **fields}
+    return [given.get(name, 0) for name in shm.WINDOW.fields]
+
+
+def judged(*spoiled: dict[str, int], windows: int = 100) -> gatefloor.Measurement:
+    """A try of so many windows, the first of which are spoiled."""
+    fields = [*spoiled, *({} for _ in range(windows - len(spoiled)))]
+    words = [word for number, own in enumerate(fields) for word in record(number, **own)]
+    return gatefloor.Measurement.of(PERIOD_NS, CREDIT_NS, windows, words)
+
+
+def test_a_period_at_which_the_program_has_its_credit_in_every_window_is_sustained() -> None:
+    measured = judged()
+    assert measured == gatefloor.Measurement(PERIOD_NS, 100, 0, 1.0, 50_000)
+    assert measured.sustained
+
+
+EIGHTH_NS = CREDIT_NS // 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "lost"),
+    [
+        ({"outcome": shm.Outcome.MISSED, "used_ns": 0, "budget_ns": 0}, 1),
+        ({"outcome": shm.Outcome.SKIPPED, "used_ns": 0, "budget_ns": 0}, 1),
+        ({"outcome": shm.Outcome.OVERRUN, "finish_ns": 10 * PERIOD_NS}, 1),
+        ({"outcome": shm.Outcome.OVERRUN, "used_ns": CREDIT_NS + EIGHTH_NS + 1}, 1),
+        ({"used_ns": CREDIT_NS - EIGHTH_NS - 1}, 1),
+        ({"outcome": shm.Outcome.OVERRUN, "used_ns": CREDIT_NS + EIGHTH_NS}, 0),
+        ({"budget_ns": CREDIT_NS - 700_000, "used_ns": CREDIT_NS - 700_000}, 0),
+    ],
+    ids=["missed", "skipped", "frozen after the edge", "too much", "too little", "a little more", "debt paid"],
+)
+def test_a_window_is_lost_that_is_not_the_programs_for_as_long_as_its_token(fields: dict[str, int], lost: int) -> None:
+    assert judged(fields).lost == lost
+
+
+def test_one_window_in_a_hundred_may_be_lost_and_no_more() -> None:
+    spoiled = {"finish_ns": 10 * PERIOD_NS}
+    assert judged(spoiled).sustained
+    assert not judged(spoiled, spoiled).sustained
+
+
+def test_a_program_that_always_has_somewhat_less_than_its_credit_is_not_held_to_it() -> None:
+    measured = judged(*[{"used_ns": CREDIT_NS * 9 // 10}] * 100)
+    assert (measured.lost, measured.spent) == (0, 0.9)
+    assert not measured.sustained
+
+
+def test_windows_without_a_record_are_lost() -> None:
+    assert gatefloor.Measurement.of(PERIOD_NS, CREDIT_NS, 100, record(0)).lost == 99
+    nothing = gatefloor.Measurement.of(PERIOD_NS, CREDIT_NS, 0, [])
+    assert not nothing.sustained
+
+
+def gate_floor(tmp_path: Path, period_ns: int | None) -> None:
+    """A stored floor of the gate."""
+    measurements = (replace(judged(), period_ns=period_ns),) if period_ns else (replace(judged(), lost=100),)
+    known = floor.Floor(period_ns, floor.identity(), "2026-01-01T00:00:00+00:00", measurements)
+    floor.store(known, tmp_path, gatefloor.FILE)
+
+
+@pytest.mark.parametrize(
+    ("floor_ns", "shortest_ns"), [(1_000_000, 5_000_000), (10_000_000, 10_000_000), (None, 5_000_000)]
+)
+def test_testbeds_may_have_five_milliseconds_behind_the_gate_or_the_floor_if_it_is_longer(
+    tmp_path: Path, floor_ns: int | None, shortest_ns: int
+) -> None:
+    assert gatefloor.shortest_window_ns(tmp_path) == 5_000_000
+    gate_floor(tmp_path, floor_ns)
+    assert gatefloor.shortest_window_ns(tmp_path) == shortest_ns
+
+
+def test_a_gate_that_keeps_five_milliseconds_is_there_with_what_it_was_judged_by(tmp_path: Path) -> None:
+    gate_floor(tmp_path, 2_000_000)
+    check = doctor.check_freezer(tmp_path, measure_again=False)
+    assert check.ok
+    assert check.found == (
+        "windows from 2 ms (0 of 100 lost, 100.0% of the credit used, thawed 50 us after the edge at the p99), "
+        "measured 2026-01-01T00:00:00+00:00; testbeds may have them from 5 ms"
+    )
+
+
+@pytest.mark.parametrize(
+    ("floor_ns", "found"),
+    [(10_000_000, r"windows from 10 ms .*; expected are those from 5 ms"), (None, "no window up to 5 ms is kept")],
+)
+def test_a_gate_that_does_not_keep_five_milliseconds_is_missing_and_the_check_says_so(
+    tmp_path: Path, floor_ns: int | None, found: str
+) -> None:
+    gate_floor(tmp_path, floor_ns)
+    check = doctor.check_freezer(tmp_path, measure_again=False)
+    assert (check.ok, check.required) == (False, False)
+    assert re.match(found, check.found)
+    assert gatefloor.FILE in check.fix
 
 
 def group(place: Path, *, root: bool, handed_down: str) -> Hierarchies:

@@ -124,6 +124,34 @@ def test_window_below_the_floor_is_refused() -> None:
     )
 
 
+PROGRAM = {"gate": "freezer", "exec": ["/bin/sh"], "binds": ["/bin"]}
+
+
+@pytest.mark.parametrize(
+    ("base_window", "floors", "limit"),
+    [
+        ("4ms", {}, "5ms with the freezer gate"),
+        ("4ms", {"floor_ns": 250_000, "freezer_floor_ns": 5_000_000}, "5ms with the freezer gate"),
+        ("9ms", {"freezer_floor_ns": 10_000_000}, "the freezer gate's floor of 10ms on this host (run: vcg doctor)"),
+    ],
+    ids=["floor not known", "floor below", "floor above"],
+)
+def test_a_window_too_short_for_the_freezer_gate_is_refused(
+    base_window: str, floors: dict[str, int], limit: str
+) -> None:
+    dimensions = {"d1": PROGRAM, "d2": {}}
+    testbed = config.from_mapping({"name": "short", "base_window": base_window, "dimensions": dimensions})
+    with pytest.raises(HostError) as caught:
+        plan.make(testbed, TWO, **floors)
+    shown = f"d1: window {base_window}: expected at least {limit}: make base_window longer"
+    assert str(caught.value) == shown
+
+
+def test_at_the_freezer_gates_floor_a_window_is_long_enough() -> None:
+    testbed = config.from_mapping({"name": "enough", "base_window": "10ms", "dimensions": {"d1": PROGRAM}})
+    assert plan.make(testbed, TWO, freezer_floor_ns=10_000_000).dimensions[0].period_ns == 10_000_000
+
+
 def test_all_windows_below_the_floor_are_named_in_one_line() -> None:
     with pytest.raises(HostError) as caught:
         make(floor_ns=250_000, base_window="30us")
