@@ -121,6 +121,6 @@ lock: ## resolve pyproject.toml anew into requirements.lock, with hashes
 		--output-file requirements.lock pyproject.toml
 
 .PHONY: clean
-clean: ## remove what set-up, tests and benchmarks made here (keeps sweeps' results)
-	@rm -rf .venv .build .pytest_cache .mypy_cache .ruff_cache .hypothesis results/bench
+clean: ## remove what set-up and tests made here (keeps all results)
+	@rm -rf .venv .build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,11 +49,14 @@ def host_facts() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any] | None:
-    """Commit of the source tree and whether files in it differ from that; None outside a tree with a commit."""
+    """Commit of the source tree and whether files in it differ from that; None outside a tree with a commit.
+
+    Results are left out: they are what a run makes, not what it was made with.
+    """
     if not (_TREE / ".git").exists():
         return None
     found = _git("rev-parse", "HEAD")
-    return {"commit": found, "dirty": bool(_git("status", "--porcelain"))} if found else None
+    return {"commit": found, "dirty": bool(_git("status", "--porcelain", "--", ":!results"))} if found else None
 
 
 def _git(*arguments: str) -> str | None:

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.bench import runtime
-from experiments.bench.figures import Benchmark, Figure, Progress, comparison, figure, interleave
+from experiments.bench.figures import Benchmark, Figure, Limit, Progress, comparison, figure, interleave
 from vcg import shm
 from vcg.plan import Plan
 from vcg.run import Run
 
 PEER = "the same without borrowing"
+YIELD, BACK = Limit(least=0.95), Limit(most=2)
 BUSY, REST = 10, 90
 """The lender's windows of work and of rest."""
 _RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
@@ -42,8 +43,8 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
     return [
         comparison("burst_work", "units/s", [one[0] for one in lending], PEER, [one[0] for one in alone]),
         figure("borrowed_part", "1", [one[1] for one in lending]),
-        figure("borrow_yield", "1", [gain / one[1] for gain, one in zip(gains, lending, strict=True)]),
-        figure("lender_back_windows", "windows", [one[2] for one in lending]),
+        figure("borrow_yield", "1", [gain / one[1] for gain, one in zip(gains, lending, strict=True)], YIELD),
+        figure("lender_back_windows", "windows", [one[2] for one in lending], BACK),
     ]
 
 
@@ -92,5 +93,5 @@ def waited(rows: np.ndarray, credit_ns: int) -> float:
 
 
 BENCHMARK = Benchmark(
-    "borrow", "work of a bursting dimension with idle neighbours, against no borrowing", 3, 10.0, 2, measure
+    "borrow", "work of a bursting dimension with idle neighbours, against no borrowing", 6, 10.0, 2, measure
 )

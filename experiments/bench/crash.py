@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.bench import runtime
-from experiments.bench.figures import Benchmark, Figure, Progress, Tally, quantile
+from experiments.bench.figures import Benchmark, Figure, Progress, Tally, figure, quantile
 from vcg import audit, shm, state
 from vcg.errors import RunError
 from vcg.linux import bpf, prctl
@@ -207,7 +207,9 @@ def figures(aftermaths: Sequence[Aftermath], seed: int) -> list[Figure]:
             tuple(_row(step, [one for one in aftermaths if one.case.step == step]) for step in VICTIMS),
         ),
     ]
-    for name, part in (("reclaim_p50", 0.5), ("reclaim_p99", 0.99), ("reclaim_max", 1.0)) if reclaims else ():
+    if reclaims:
+        made.append(figure("reclaim_p50", "ns", reclaims))
+    for name, part in (("reclaim_p99", 0.99), ("reclaim_max", 1.0)) if reclaims else ():
         made.append(Figure(name, quantile(reclaims, part), "ns", min(reclaims), max(reclaims)))
     made.append(Figure("seed", seed, "", seed, seed))
     lines = [(f"{one.case.victim} at {one.case.step}", line) for one in aftermaths for line in one.leaked]

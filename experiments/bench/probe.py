@@ -122,4 +122,4 @@ def play(game: subprocess.Popen[str]) -> float:
     return float(said.splitlines()[-1])
 
 
-BENCHMARK = Benchmark("probe", "cost of the probes, per event and to a wake-up ping-pong", 5, 5.0, 5, measure)
+BENCHMARK = Benchmark("probe", "cost of the probes, per event and to a wake-up ping-pong", 6, 5.0, 5, measure)

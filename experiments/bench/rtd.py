@@ -55,4 +55,4 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
     ]
 
 
-BENCHMARK = Benchmark("rtd", "lateness of the RTD against cyclictest, 1 ms window", 5, 20.0, 2, measure)
+BENCHMARK = Benchmark("rtd", "lateness of the RTD against cyclictest, 1 ms window", 6, 20.0, 2, measure)

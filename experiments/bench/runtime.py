@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import probes
-from experiments import trial
+from experiments import reference, stats, trial
+from experiments.bench.figures import Sample, quantile
+from experiments.plan import Limits
 from vcg import config, shm
+from vcg.errors import HostError
 from vcg.linux import numa
 from vcg.plan import Plan
 from vcg.run import Run, plan_here
@@ -24,7 +28,13 @@ from vcg.run import Run, plan_here
 PROBES = ("sched", "block", "migrate")
 WARM_UP_WINDOWS = 20
 """First windows of each dimension, left out of the figures: page faults and cold caches."""
+planned: list[dict[str, Any]] = []
+"""Every testbed, resolved, that a benchmark has planned in this process: what ``--out`` stores of them."""
 _DRAIN_S = 0.1
+_BASELINE_S = 2.0
+"""For so long the reference thread is looked at on the idle host."""
+_MARGIN_S = 30.0
+"""Room that the reference thread gets beyond a run: bring-up, halt, a busy host."""
 _ENTERED = (shm.Outcome.DONE, shm.Outcome.OVERRUN)
 _RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
 
@@ -43,8 +53,7 @@ def plan_of(testbed: str, place: Path, overrides: dict[str, Any] | None = None) 
         HostError: this host can't run it.
     """
     roots = {"state_root": str(place / "state"), "mount_root": str(place / "mnt")}
-    loaded = config.load(testbed, {**(overrides or {}), **roots})
-    return plan_here(loaded)
+    return _plan(config.load(testbed, {**(overrides or {}), **roots}))
 
 
 def plan_from(testbed: dict[str, Any], place: Path) -> Plan:
@@ -54,8 +63,14 @@ def plan_from(testbed: dict[str, Any], place: Path) -> Plan:
         HostError: this host can't run it.
     """
     roots = {"state_root": str(place / "state"), "mount_root": str(place / "mnt")}
-    loaded = config.from_mapping({**testbed, **roots}, source=testbed["name"])
-    return plan_here(loaded)
+    return _plan(config.from_mapping({**testbed, **roots}, source=testbed["name"]))
+
+
+def _plan(testbed: config.Testbed) -> Plan:
+    made = plan_here(testbed)
+    if made.testbed not in planned:
+        planned.append(made.testbed)
+    return made
 
 
 def last_cpu() -> int:
@@ -120,3 +135,58 @@ def lateness_ns(records: dict[str, bytes]) -> list[float]:
         entered = np.isin(rows["outcome"], _ENTERED)
         late += np.where(entered, rows["entry_ns"] - rows["planned_ns"], np.inf).tolist()
     return late
+
+
+def lateness_p99_ns(records: dict[str, bytes]) -> float:
+    """p99 of the lateness of all windows of some dimensions together, after the warm-up.
+
+    Raises:
+        HostError: there are too few windows for one.
+    """
+    late_ns = lateness_ns(records)
+    if len(late_ns) < (needed := stats.minimum_samples(0.99)):
+        raise HostError(f"{len(late_ns)} windows after the warm-up, a p99 needs {needed}: give --seconds more")
+    return quantile(late_ns, 0.99)
+
+
+Watched = Callable[[], tuple[Sample, list[str]]]
+"""Gives what an arm gave, and the reasons why it is void."""
+
+
+def watched(arms: Mapping[str, Callable[[], Sample]], seconds: float) -> dict[str, Watched[Sample]]:
+    """The same arms, each beside the reference thread on the last CPU.
+
+    An arm is judged as a trial of a sweep is, by the limits that a sweep has by default, but only by what the
+    hypervisor withheld and by the reference thread: foreign CPU use can't be told once the run's own processes are
+    gone, and an abuse that is throttled is what is to be seen.
+
+    Args:
+        arms: each brings a run up and takes it down again.
+        seconds: how long each takes, about.
+
+    Raises:
+        TrialError: the idle host, which is looked at now, gives no p99 of the reference thread.
+    """
+    baseline_ns = trial.measure_baseline(last_cpu(), _BASELINE_S)
+    return {name: partial(_beside_reference, arm, seconds, baseline_ns) for name, arm in arms.items()}
+
+
+def _beside_reference(arm: Callable[[], Sample], seconds: float, baseline_p99_ns: float) -> tuple[Sample, list[str]]:
+    with reference.Reference(last_cpu(), seconds + _MARGIN_S) as clockwork:
+        before = trial.sample_host(())
+        sample = arm()
+        after = trial.sample_host(())
+        late_ns = trial.reference_rows(clockwork.stop(), 0, 0)["lateness_ns"].to_numpy(dtype=float)
+    p50, p99 = (stats.quantile(late_ns, q) for q in (0.5, 0.99))
+    facts = trial.HostFacts(
+        wall_ns=after.at_ns - before.at_ns,
+        steal_share=trial.host_shares(before, after)[0],
+        foreign_cpu_share=0.0,
+        throttled=0,
+        reference_p50_ns=None if p50.reason else p50.value,
+        reference_p99_ns=None if p99.reason else p99.value,
+        lost_events=0,
+        disagreements=0,
+        refused_records=0,
+    )
+    return sample, trial.void_reasons(facts, Limits(), baseline_p99_ns)

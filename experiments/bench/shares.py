@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench import runtime
-from experiments.bench.figures import Benchmark, Figure, Progress, comparison, figure, interleave
+from experiments.bench.figures import Benchmark, Figure, Limit, Progress, comparison, figure, interleave
 from vcg.linux import mount
 from vcg.plan import Plan
 from vcg.run import Run
 
 PEER = "the kernel's fair scheduler by cgroup weight"
 AMPLITUDES = {"d1": 1, "d2": 2, "d3": 4}
+ERROR = Limit(most=0.03)
 LOOP = {
     "gate": "freezer",
     "exec": ["/usr/bin/dash", "-c", "while :; do :; done"],
@@ -51,7 +52,7 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
         samples = interleave(arms, runs, progress)
     beside = [error for error, _ in samples.pop("fair")]
     figures: list[Figure] = [
-        comparison(name, "1", [error for error, _ in values], PEER, beside) for name, values in samples.items()
+        comparison(name, "1", [error for error, _ in values], PEER, beside, ERROR) for name, values in samples.items()
     ]
     return figures + [
         figure(name.replace("share_error", "credit_spent"), "1", [spent for _, spent in values])
@@ -100,4 +101,4 @@ def usage_ns(stat: Path) -> int:
     return int(stat.read_text().split()[1]) * 1000
 
 
-BENCHMARK = Benchmark("shares", "CPU shares under amplitudes 1:2:4, against cgroup weights", 3, 30.0, 3, measure)
+BENCHMARK = Benchmark("shares", "CPU shares under amplitudes 1:2:4, against cgroup weights", 6, 30.0, 3, measure)

@@ -12,7 +12,8 @@ window. Their testbed asks for a snapshot of each crash. A snapshot is *good* if
   (``-n``).
 
 ``snapshot_time`` is from the snapshotter's turn until the snapshot is durable under its name, ``frozen_time`` for how
-long what was left of the dimension was held. Of nine crashes in a second some come at once, and wait for each other.
+long what was left of the dimension was held. Of nine crashes in a second some come at once, and wait for each other;
+the intervals of both take crashes for independent, so they are too narrow, and nothing is judged by them.
 """
 
 from __future__ import annotations

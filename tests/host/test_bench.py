@@ -115,8 +115,7 @@ def test_what_cannot_be_run_is_refused(arguments: list[str]) -> None:
 def test_minting_is_measured_while_credit_is_lent() -> None:
     figures = mint.measure(1, 2.0, quiet)
     assert [figure.name for figure in figures] == ["mint_p50", "mint_quiet_p50", "mint_storm_p50"]
-    assert all(isinstance(figure, Comparison) and figure.value > 0 for figure in figures)
-    assert all(isinstance(figure, Comparison) and figure.peer_value == mint.LIMIT_NS for figure in figures)
+    assert all(figure.value > 0 and figure.limit == mint.LIMIT for figure in figures)
 
 
 def test_shares_are_read_from_the_kernel_for_both_gates_and_the_fair_scheduler() -> None:
@@ -134,12 +133,13 @@ def test_borrowing_is_measured_against_none() -> None:
 
 
 def test_neighbours_of_abuse_stand_beside_those_of_an_idle_dimension() -> None:
-    figures = {figure.name: figure for figure in hostile.measure(1, 2.0, quiet)}
+    figures = {figure.name: figure for figure in hostile.measure(3, 2.0, quiet)}  # a block or two may be void
     assert list(figures) == [
         "neighbour_lateness_p99",
         "neighbour_lateness_fork_p99",
         "contained_windows",
         "contained_fork_windows",
+        "void_blocks",
     ]
     assert figures["neighbour_lateness_p99"].value > 0
     assert figures["contained_windows"].value >= 0
