@@ -21,7 +21,6 @@ what it is minted; what is done to it follows from the kernel's account of its c
 from __future__ import annotations
 
 import os
-import struct
 import sys
 from array import array
 from fractions import Fraction
@@ -42,8 +41,6 @@ _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
 _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
-_SOON_NS = 100_000
-"""A window that begins so soon after a round has begun may have been entered before the round comes to its token."""
 _STALE_NS = 10_000_000
 """``cpu.stat`` may lag by a tick for what runs on another CPU, so rest is not believed sooner (10 ms at HZ=100)."""
 _NEVER = 2**62
@@ -92,11 +89,7 @@ class Desk:
         self._c = period.denominator * phase.denominator
         self._a, self._b = int(phase * self._c), int(period * self._c)
         self._offered = 0
-        self.offered_ns = self.booked_ns = floor(phase)
-        """When the first window begins that is not offered, or booked; of the latter it may be an earlier one."""
-        self._window_ns = ceil(period) * self._cpus
-        self._mixed_through = -1
-        """The newest window whose token may hold another own credit than that of today."""
+        self._offered_ns = floor(phase)
 
     def watch_by(self, warden: Warden) -> None:
         """From now on, hold it to its credit."""
@@ -110,46 +103,47 @@ class Desk:
 
         A token is void at the next window's edge.
         """
-        tokens, ring_at, credit_ns = self._tokens, self._ring_at, self.account.credit_ns
-        window, planned_ns = self._offered, start_ns + self.offered_ns
-        a, b, c = self._a, self._b, self._c
+        tokens, credit_ns = self._tokens, self.account.credit_ns
+        window, planned_ns = self._offered, start_ns + self._offered_ns
         while planned_ns < end_ns:
-            at = ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
-            following = window + 1
-            expires_ns = start_ns + (a + following * b) // c
-            _lay_out(tokens, (at + _BUDGET) * _WORD, credit_ns, expires_ns, 0, planned_ns)
+            at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
+            next_ns = (self._a + (window + 1) * self._b) // self._c
+            tokens[at + 3] = credit_ns
+            tokens[at + 4] = start_ns + next_ns
+            tokens[at + 5] = 0
+            tokens[at + 6] = planned_ns
             tokens[at] = window  # makes it valid, so it comes last
-            window, planned_ns = following, expires_ns
-        self._offered, self.offered_ns = window, planned_ns - start_ns
+            window += 1
+            self._offered_ns = next_ns
+            planned_ns = start_ns + next_ns
+        self._offered = window
 
     def book_through(self, start_ns: int, end_ns: int, now_ns: int) -> None:
         """Mint the token of every window planned before ``end_ns``, over what was offered for it.
 
-        The token of a window that begins by ``now_ns`` is minted as it was offered: it may have been entered. After a
+        The token of a window that has begun meanwhile is minted as it was offered: it may have been entered. After a
         long stall its slot may belong to a later window already, so windows are counted here, not read off the ring.
         """
         tokens, account = self._tokens, self.account
-        window, a, b, c = account.next_window, self._a, self._b, self._c
-        planned_ns = start_ns + (a + window * b) // c
+        window = account.next_window
+        planned_ns = start_ns + self._planned_ns(window)
         while planned_ns < end_ns:
             if planned_ns > now_ns:
                 at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
                 budget_ns, borrowed_ns = account.book(window)
-                if budget_ns != tokens[at + _BUDGET]:
-                    tokens[at + _BUDGET], tokens[at + _BORROWED] = budget_ns, borrowed_ns
+                if budget_ns != tokens[at + 3]:
+                    tokens[at + 3], tokens[at + 5] = budget_ns, borrowed_ns
             else:
                 account.book(window, offered_ns=self._offered_to(window))
             window += 1
-            planned_ns = start_ns + (a + window * b) // c
-        self.booked_ns = planned_ns - start_ns
+            planned_ns = start_ns + self._planned_ns(window)
 
     def offer_again(self, start_ns: int, now_ns: int) -> None:
         """The own credit has changed: put it into every token that is neither booked nor begun."""
-        self._mixed_through = self._offered - 1
         for window in range(max(self.account.next_window, self._offered - shm.TOKEN_SLOTS, 0), self._offered):
             if start_ns + self._planned_ns(window) > now_ns:
                 at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
-                self._tokens[at + _BUDGET] = self.account.credit_ns
+                self._tokens[at + 3] = self.account.credit_ns
 
     def _planned_ns(self, window: int) -> int:
         return (self._a + window * self._b) // self._c
@@ -162,51 +156,52 @@ class Desk:
         Args:
             elapsed_ns: since window 0. Nobody has used more CPU time than has passed on its CPUs.
         """
-        status, first = self.status, self.seen
-        self.seen = head = status[_HEAD_AT]
-        account, newest = self.account, self._ticks[self._latest_at]
-        for record in (first,) if head - first == 1 else self._fresh(first, head):
-            window, epoch, outcome, used_ns = _report(status, _WINDOWS_AT + (record & _WINDOW_SLOTS) * _WINDOW_BYTES)
-            if epoch != self._epoch:
+        status = self.status
+        head = status[_HEAD_AT]
+        fresh = head - self.seen
+        if fresh == 0:
+            return
+        newest = self._ticks[self._latest_at]
+        if not 0 < fresh <= _SETTLE_AT_MOST:
+            if fresh < 0 or fresh > shm.WINDOW_SLOTS:
+                self.refused_value += 1
+                self.seen = head
+                return
+            self.records_lost += fresh - _SETTLE_AT_MOST
+            self.seen = head - _SETTLE_AT_MOST
+        account, epoch = self.account, self._epoch
+        most_ns = (elapsed_ns + _SLACK_NS) * self._cpus
+        for record in range(self.seen, head):
+            at = _WINDOWS_AT + (record & _WINDOW_SLOTS) * _WINDOW_WORDS
+            window, outcome, used_ns = status[at], status[at + 2], status[at + 8]
+            if status[at + 1] != epoch:
                 self.refused_epoch += 1
             elif not self.reported < window <= newest:
                 self.refused_window += 1
-            elif outcome not in _ENTERED:
-                self.reported = window
-                self._catch_up(window)
-                account.expire_before(window + 1)
-            elif used_ns < account.calm_ns and window == account.next_window and window > self._mixed_through:
-                self.reported = window
-                account.settle_calm(used_ns)
-            # Who claims no more than its window lasted cannot claim more than has passed.
-            elif used_ns > self._window_ns and self._is_absurd(used_ns, elapsed_ns):
-                self.refused_value += 1
-            else:
+            elif outcome in _ENTERED:
+                if not 0 <= used_ns <= most_ns - account.used_ns:
+                    self.refused_value += 1
+                    continue
                 self.reported = window
                 if window == account.next_window == account.settled_through + 1:
                     account.settle_plain(used_ns, self._offered_to(window))
-                else:
-                    if window >= account.next_window:
-                        self._catch_up(window)
+                    continue
+                if window >= account.next_window:
+                    self._catch_up(window)
+                if account.settled_through < window:
                     account.settle(window, used_ns)
-
-    def _fresh(self, first: int, head: int) -> range:
-        """The records to look at, of those from ``first`` to before ``head``; none if that is an absurd claim."""
-        if not 0 <= head - first <= shm.WINDOW_SLOTS:
-            self.refused_value += 1
-            return range(0)
-        lost = max(0, head - first - _SETTLE_AT_MOST)
-        self.records_lost += lost
-        return range(first + lost, head)
-
-    def _is_absurd(self, used_ns: int, elapsed_ns: int) -> bool:
-        """Whether a dimension claims more CPU time than there has been."""
-        return used_ns > (elapsed_ns + _SLACK_NS) * self._cpus - self.account.used_ns
+                else:
+                    account.settle_late(used_ns)
+            else:
+                self.reported = window
+                self._catch_up(window)
+                account.expire_before(window + 1)
+        self.seen = head
 
     def _offered_to(self, window: int) -> int:
         """What the token of a window held that was entered, or missed, before it was booked."""
         at = self._ring_at + (window & _TOKEN_SLOTS) * _TOKEN_WORDS
-        return self._tokens[at + _BUDGET] if self._tokens[at] == window else self.account.credit_ns
+        return self._tokens[at + 3] if self._tokens[at] == window else self.account.credit_ns
 
     def _catch_up(self, window: int) -> None:
         """Mint the windows up to this one, which has begun, as they were offered."""
@@ -383,24 +378,22 @@ class Orchestrator:
         if control[self._tuning_at] != self._tuning:
             self._tune(start_ns, began_ns)
         elapsed_ns, desks = began_ns - start_ns, self.desks
-        for desk, newest in zip(desks, self._latest.tolist(), strict=True):
-            if desk.reported != newest:  # else it has nothing to add, and its page need not be fetched from afar
+        newest = self._latest.tolist()
+        for desk in desks:
+            # Who has reported its newest window has nothing to add; so its page need not be fetched from afar.
+            if desk.reported != newest[desk.index] and desk.status[_HEAD_AT] != desk.seen:
                 desk.settle(elapsed_ns)
         if control[self._lives_at] != self._lives:
             self._follow()
         self.ledger.turn(elapsed_ns)
-        offered_ns = ((number + 1) // rounds + 3) * base_ns
+        offered_ns = start_ns + ((number + 1) // rounds + 3) * base_ns
         if offered_ns > self._offered_ns:  # a round may have been missed, so this does not go by its number
             self._offered_ns = offered_ns
             for desk in desks:
-                if desk.offered_ns < offered_ns:
-                    desk.offer_through(start_ns, start_ns + offered_ns)
-        soon_ns, through_offset_ns = began_ns + _SOON_NS, through_ns - start_ns
+                desk.offer_through(start_ns, offered_ns)
         for market in self.ledger.markets:
             for account in market.order if market.is_sorted else market.sort():
-                desk = desks[account.index]
-                if desk.booked_ns < through_offset_ns:
-                    desk.book_through(start_ns, through_ns, soon_ns)
+                desks[account.index].book_through(start_ns, through_ns, began_ns)
         tokens = self._tokens
         tokens[_THROUGH_AT] = through_ns
         minted_ns = clock.now_ns()
@@ -470,12 +463,7 @@ class Orchestrator:
 
 
 _TOKEN_SLOTS, _TOKEN_WORDS = shm.TOKEN_SLOTS - 1, shm.TOKEN_WORDS
-_WORD, _BUDGET, _BORROWED = shm.WORD, shm.TOKEN.at("budget_ns"), shm.TOKEN.at("borrowed_ns")
-_lay_out = struct.Struct("=4q").pack_into
-"""Words of a token from its budget to its planned time, in one store each."""
-_WINDOWS_AT, _WINDOW_SLOTS, _WINDOW_BYTES = shm.WINDOWS_AT * shm.WORD, shm.WINDOW_SLOTS - 1, shm.WINDOW_WORDS * shm.WORD
-_report = struct.Struct(f"=3q{(shm.WINDOW.at('used_ns') - 3) * shm.WORD}xQ").unpack_from
-"""A copy of what is believed of a record: window, epoch, outcome, used_ns; a negative use is one beyond all measure."""
+_WINDOWS_AT, _WINDOW_SLOTS, _WINDOW_WORDS = shm.WINDOWS_AT, shm.WINDOW_SLOTS - 1, shm.WINDOW_WORDS
 _ENTERED = (int(Outcome.DONE), int(Outcome.OVERRUN))
 _HEAD_AT = shm.STATUS_HEADER.at("head")
 _ROUNDS_AT, _THROUGH_AT = shm.TOKENS_HEADER.at("rounds"), shm.TOKENS_HEADER.at("minted_through_ns")

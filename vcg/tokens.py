@@ -35,7 +35,7 @@ from fractions import Fraction
 from math import ceil
 
 PPB = 1_000_000_000
-HISTORY = 64
+HISTORY = 1024
 """Windows of which an account remembers what was minted; one that is reported later than that has expired."""
 _SLOTS = HISTORY - 1
 _HUNGRY_SHIFT = 4
@@ -50,7 +50,6 @@ _REFINED_AFTER = 8
 """Pauses after which lending is decided anew although nobody has come to want more."""
 _ABSENT = 4
 """Who has not entered so many windows in a row wants nothing, whatever it wanted before."""
-_ENDLESS = 1 << 62
 _SHADES = 8
 """Expectations are told apart in so many parts of the own credit: a smaller change does not make credit flow anew."""
 
@@ -85,27 +84,27 @@ class Account:
 
     Attributes:
         credit_ns: own credit of each window.
-        next_window: the window whose token is minted next. Since the start:
-        given_ns: own credit that was withheld for others.
+        minted: tokens issued. For these, since the start:
+        own_ns: own credit; given_ns: what of it was withheld for others.
         lent_ns, borrowed_ns: credit that passed to, and from, others as loans.
         repaid_ns, returned_ns: credit that passed to, and from, others to pay such loans back.
         waived_ns: what it need not pay back any more of what it borrowed.
+        settled, used_ns: tokens that came back, and the CPU time used under them.
         overruns, overrun_ns: windows that used more than their token had, and by how much.
-        expired: tokens that were not entered.
-        forgiven_ns: use beyond its credit that need not be made good any more. And as things stand:
-        calm_ns: a window that uses less than this only adds to the sums, if its token holds the own credit; 0 while
-            tokens are out, something is owed or can still be carried on, or it wants more than it has.
+        expired, expired_ns: tokens that were not entered, and credit that nobody used in time.
+        forgiven_ns: use beyond its credit that need not be made good any more.
         balance_ns: carried on if positive, owed to its own later windows if negative.
+        next_window: the window whose token is minted next.
         settled_through: the newest window that has been settled or has expired; -1 before the first.
     """
 
     __slots__ = (
-        "_calm_used_ns", "_calm_windows", "_carried_in_flight_ns", "_expired_ns", "_in_a_row", "_minted", "_own_ns",
-        "_shade", "_shade_from_ns", "_shade_to_ns", "_used_ns", "_withheld_in_flight_ns", "balance_ns", "borrowed_ns",
-        "burst_ns", "calm_ns", "carry_max_ns", "ceiling_ppb", "credit_ns", "debt_max_ns", "demand_ns", "expired",
-        "floor_ns", "floor_ppb", "forgiven_ns", "give_ns", "given_ns", "gives", "horizon_ns", "hungry", "index",
-        "lent_ns", "limit_ns", "market", "next_window", "over", "overrun_ns", "overruns", "rate_ppb", "repaid_ns",
-        "returned_ns", "settled_through", "spare_ppb", "takes", "terms", "under", "waived_ns", "want_ppb", "weight",
+        "_carried_in_flight_ns", "_in_a_row", "_minted", "_shade", "_shade_ns", "_withheld_in_flight_ns",
+        "balance_ns", "borrowed_ns", "burst_ns", "carry_max_ns", "ceiling_ppb", "credit_ns", "debt_max_ns",
+        "demand_ns", "expired", "expired_ns", "floor_ns", "floor_ppb", "forgiven_ns", "give_ns", "given_ns", "gives",
+        "horizon_ns", "hungry", "index", "lent_ns", "limit_ns", "market", "minted", "next_window", "over",
+        "overrun_ns", "overruns", "own_ns", "rate_ppb", "repaid_ns", "returned_ns", "settled", "settled_through",
+        "spare_ppb", "takes", "terms", "under", "used_ns", "waived_ns", "want_ppb", "weight",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, index: int, credit_ns: int, weight: int, horizon_ns: int) -> None:
@@ -115,11 +114,10 @@ class Account:
         # A rate of r ppb is r * over // under ns in a window.
         self.over, self.under = terms.period[0], terms.period[1] * PPB
         self.limit_ns = int(terms.part_max * len(terms.cpus) * Fraction(*terms.period))
-        self._own_ns = self.given_ns = self.lent_ns = self.borrowed_ns = 0
+        self.minted = self.own_ns = self.given_ns = self.lent_ns = self.borrowed_ns = 0
         self.repaid_ns = self.returned_ns = self.waived_ns = 0
-        self._used_ns = self.overruns = self.overrun_ns = 0
-        self.expired = self._expired_ns = self.forgiven_ns = 0
-        self._calm_windows = self._calm_used_ns = 0
+        self.settled = self.used_ns = self.overruns = self.overrun_ns = 0
+        self.expired = self.expired_ns = self.forgiven_ns = 0
         self.balance_ns = 0
         self.hungry = False
         self.demand_ns = credit_ns
@@ -127,8 +125,7 @@ class Account:
         self.gives: list[Flow] = []
         self.takes: list[Flow] = []
         self.want_ppb = self.spare_ppb = 0
-        self.calm_ns = self._shade = self._shade_from_ns = self._shade_to_ns = 0
-        self.credit_ns = credit_ns
+        self._shade = 0
         self.next_window, self.settled_through = 0, -1
         self._minted = [(0, 0, 0)] * HISTORY
         """Of each window its fresh credit, its budget, and what carrying on or paying made of the one the other."""
@@ -143,8 +140,6 @@ class Account:
             credit_ns: own credit of each window from now on.
             weight: the amplitude, in any unit that is the same for all.
         """
-        self._own_ns, self._expired_ns, self._used_ns = self.own_ns, self.expired_ns, self.used_ns
-        self.calm_ns = self._calm_windows = self._calm_used_ns = self._shade_from_ns = self._shade_to_ns = 0
         terms = self.terms
         self.credit_ns, self.weight = credit_ns, weight
         self.rate_ppb = credit_ns * self.under // self.over
@@ -153,33 +148,9 @@ class Account:
         ceiling_ns = max(credit_ns, min(int(terms.ceiling * credit_ns), self.limit_ns))
         self.ceiling_ppb = ceiling_ns * self.under // self.over
         self.burst_ns = int(terms.burst * credit_ns)
+        self._shade_ns = credit_ns // _SHADES + 1
         self.carry_max_ns = _TOKENS_OUT * self.burst_ns
         self.debt_max_ns = self.rate_ppb * self.horizon_ns // PPB
-
-    @property
-    def minted(self) -> int:
-        """Tokens issued."""
-        return self.next_window
-
-    @property
-    def settled(self) -> int:
-        """Tokens that came back."""
-        return self.settled_through + 1 - self.expired
-
-    @property
-    def own_ns(self) -> int:
-        """Own credit of the tokens issued."""
-        return self._own_ns + self._calm_windows * self.credit_ns
-
-    @property
-    def used_ns(self) -> int:
-        """CPU time used under the tokens that came back."""
-        return self._used_ns + self._calm_used_ns
-
-    @property
-    def expired_ns(self) -> int:
-        """Credit that nobody used in time."""
-        return self._expired_ns + self._calm_windows * self.credit_ns - self._calm_used_ns
 
     # ── minting ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -198,82 +169,84 @@ class Account:
         if window != self.next_window:
             raise ValueError(f"window {window}: expected {self.next_window}, tokens are minted in order and once")
         self.next_window = window + 1
-        self.calm_ns = 0
         if window - self.settled_through > HISTORY:
             self.expire_before(window - HISTORY + 1)
-        if offered_ns:
-            self._own_ns += offered_ns
-            self._minted[window & _SLOTS] = (offered_ns, offered_ns, 0)
-            return offered_ns, 0
-        fresh_ns = self.credit_ns
-        self._own_ns += fresh_ns
+        fresh_ns = credit_ns = offered_ns or self.credit_ns
         borrowed_ns = 0
-        if give_ns := self.give_ns:
-            fresh_ns -= give_ns
-            self.given_ns += give_ns
+        if self.give_ns and not offered_ns:
+            fresh_ns -= self.give_ns
+            self.given_ns += self.give_ns
             for flow in self.gives:
                 flow.pool_ns += flow.gives_ns
                 if flow.pool_ns > flow.pool_max_ns:
                     flow.pool_ns = flow.pool_max_ns
-        if self.takes:
+        if self.takes and not offered_ns:
             before_ns = self.borrowed_ns
             for flow in self.takes:
-                pool_ns, taken_ns = flow.pool_ns, flow.takes_ns
-                if taken_ns > pool_ns:
-                    taken_ns = pool_ns
-                if not taken_ns:
-                    continue
+                taken_ns = flow.takes_ns
+                if taken_ns > flow.pool_ns:
+                    taken_ns = flow.pool_ns
                 debt = flow.reverse
-                if flow.repays or debt.young_ns or debt.old_ns:
+                if debt.young_ns or debt.old_ns or flow.repays:
                     taken_ns = flow.pay_back(taken_ns)
                 else:
-                    flow.pool_ns = pool_ns - taken_ns
+                    flow.pool_ns -= taken_ns
                     flow.young_ns += taken_ns
                     flow.lender.lent_ns += taken_ns
                     self.borrowed_ns += taken_ns
                 fresh_ns += taken_ns
             borrowed_ns = self.borrowed_ns - before_ns
         adjusted_ns = 0
-        if balance_ns := self.balance_ns:
-            if balance_ns > 0:
-                free_ns = balance_ns - self._carried_in_flight_ns
+        if self.balance_ns and not offered_ns:
+            free_ns = self.balance_ns - self._carried_in_flight_ns
+            due_ns = -self.balance_ns - self._withheld_in_flight_ns
+            if free_ns > 0:
                 adjusted_ns = max(0, min(free_ns, self.burst_ns, self.limit_ns - fresh_ns))
                 self._carried_in_flight_ns += adjusted_ns
-            elif (due_ns := -balance_ns - self._withheld_in_flight_ns) > 0:
-                room_ns = fresh_ns - self.floor_ns
-                if room_ns > 0:
-                    adjusted_ns = -(due_ns if due_ns < room_ns else room_ns)
-                    self._withheld_in_flight_ns -= adjusted_ns
-        budget_ns = fresh_ns + adjusted_ns
+            elif due_ns > 0:
+                adjusted_ns = -max(0, min(due_ns, fresh_ns - self.floor_ns))
+                self._withheld_in_flight_ns -= adjusted_ns
+        budget_ns = offered_ns or fresh_ns + adjusted_ns
         self._minted[window & _SLOTS] = (fresh_ns, budget_ns, adjusted_ns)
+        self.minted += 1
+        self.own_ns += credit_ns
         return budget_ns, borrowed_ns
 
     # ── settling ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def refuses(self, window: int) -> bool:
+        """Whether a report for this window is stale (settled before) or foreign (never minted)."""
+        return not self.settled_through < window < self.next_window
+
     def settle(self, window: int, used_ns: int) -> None:
         """Book the use of a window's token; windows passed over by the report expire unused.
 
-        If the token has expired already, all of its use is too much.
-
         Raises:
-            ValueError: the window has not been minted.
+            ValueError: the report is one that :meth:`refuses`, or its use is negative.
         """
-        settled_through = self.settled_through
-        if window >= self.next_window:
-            raise ValueError(f"window {window}: expected one of up to {self.next_window - 1}, which have been minted")
-        if window <= settled_through:
-            self.overruns += 1
-            self.overrun_ns += used_ns
-            self._used_ns += used_ns
-            self._change(-used_ns)
-            return
-        if window - settled_through > 1:
+        if not self.settled_through < window < self.next_window or used_ns < 0:
+            raise ValueError(
+                f"window {window}, used {used_ns} ns: expected a window of "
+                f"{self.settled_through + 1}..{self.next_window - 1} and no negative use"
+            )
+        if window - self.settled_through > 1:
             self.expire_before(window)
         self.settled_through = window
+        self._in_a_row = 0
         fresh_ns, budget_ns, adjusted_ns = self._minted[window & _SLOTS]
         if adjusted_ns:
             self._land(adjusted_ns)
-        self._spend(used_ns, fresh_ns, budget_ns)
+        self.settled += 1
+        self.used_ns += used_ns
+        left_ns = fresh_ns - used_ns
+        if used_ns > budget_ns:
+            self.overruns += 1
+            self.overrun_ns += used_ns - budget_ns
+        if left_ns >= 0 and self.balance_ns == self.carry_max_ns:
+            self.expired_ns += left_ns
+        else:
+            self._change(left_ns)
+        self._expect(used_ns, budget_ns)
 
     def settle_plain(self, used_ns: int, credit_ns: int) -> None:
         """Mint the next window and book its use, in one: for an account that is not behind.
@@ -283,75 +256,29 @@ class Account:
         Args:
             credit_ns: what its token held.
         """
-        self.settled_through = window = self.next_window
-        self.next_window = window + 1
-        self._own_ns += credit_ns
-        self._spend(used_ns, credit_ns, credit_ns)
-
-    def settle_calm(self, used_ns: int) -> None:
-        """The same for a window that used less than :attr:`calm_ns` of the own credit: the usual case, made short."""
-        self.settled_through = window = self.next_window
-        self.next_window = window + 1
-        self._calm_windows += 1
-        self._calm_used_ns += used_ns
-        demand_ns = self.demand_ns
-        demand_ns -= demand_ns >> _FADING_SHIFT
-        wanted_ns = used_ns + (used_ns >> _HEADROOM_SHIFT)
-        if wanted_ns > demand_ns:
-            demand_ns = wanted_ns
-        self.demand_ns = demand_ns
-        if not self._shade_from_ns <= demand_ns < self._shade_to_ns:
-            self._change_shade()
-
-    def _spend(self, used_ns: int, fresh_ns: int, budget_ns: int) -> None:
-        """A token has been used: carry on what is left of it, or owe what was too much; judge what will be wanted next.
-
-        Args:
-            fresh_ns, budget_ns: of the token, without and with what was carried on or withheld.
-        """
+        self.settled_through = self.next_window
+        self.next_window += 1
         self._in_a_row = 0
-        self._used_ns += used_ns
-        if used_ns > budget_ns:
+        self.minted += 1
+        self.own_ns += credit_ns
+        self.settled += 1
+        self.used_ns += used_ns
+        left_ns = credit_ns - used_ns
+        if left_ns < 0:
             self.overruns += 1
-            self.overrun_ns += used_ns - budget_ns
-        left_ns = fresh_ns - used_ns
+            self.overrun_ns -= left_ns
         if left_ns >= 0 and self.balance_ns == self.carry_max_ns:
-            self._expired_ns += left_ns
+            self.expired_ns += left_ns
         else:
             self._change(left_ns)
-        demand_ns = self.demand_ns
-        demand_ns -= demand_ns >> _FADING_SHIFT
-        wanted_ns = used_ns + (used_ns >> _HEADROOM_SHIFT)
-        self.demand_ns = demand_ns = wanted_ns if wanted_ns > demand_ns else demand_ns
-        was_hungry, self.hungry = self.hungry, used_ns >= budget_ns - (budget_ns >> _HUNGRY_SHIFT)
-        if self.hungry != was_hungry or not self._shade_from_ns <= demand_ns < self._shade_to_ns:
-            self._change_shade()
-        if self.settled_through + 1 == self.next_window:
-            is_calm = self.balance_ns == self.carry_max_ns and not self.hungry
-            self.calm_ns = self.credit_ns - (self.credit_ns >> _HUNGRY_SHIFT) if is_calm else 0
+        self._expect(used_ns, credit_ns)
 
-    def _change_shade(self) -> None:
-        """It has come to want more or less than before; tell the market, if that makes a difference to it."""
-        credit_ns, demand_ns = self.credit_ns, self.demand_ns
-        if self.hungry:
-            shade, self._shade_from_ns, self._shade_to_ns = _SHADES, 0, _ENDLESS
-        elif demand_ns >= credit_ns:
-            shade, self._shade_from_ns, self._shade_to_ns = _SHADES, credit_ns, _ENDLESS
-        else:
-            step_ns = credit_ns // _SHADES + 1
-            shade = demand_ns // step_ns
-            self._shade_from_ns, self._shade_to_ns = shade * step_ns, min((shade + 1) * step_ns, credit_ns)
-        if shade == self._shade:
-            return
-        self._shade, market = shade, self.market
-        if shade == _SHADES:
-            if self.give_ns:
-                market.recall(self)
-            market.urgent = True
-        elif market.wanted:
-            if self.takes:
-                market.release(self)
-            market.stale = True
+    def settle_late(self, used_ns: int) -> None:
+        """Book the use of a window whose token has expired already: all of it is too much."""
+        self.overruns += 1
+        self.overrun_ns += used_ns
+        self.used_ns += used_ns
+        self._change(-used_ns)
 
     def charge(self, used_ns: int) -> None:
         """Book use that no report has told of; negative if more was charged than turned out to be."""
@@ -361,7 +288,6 @@ class Account:
         """Void every outstanding token of windows before this one: its credit pays debt, the rest is gone."""
         while self.settled_through + 1 < min(window, self.next_window):
             self.settled_through += 1
-            self.calm_ns = 0
             fresh_ns, _, adjusted_ns = self._minted[self.settled_through & _SLOTS]
             self._land(adjusted_ns)
             self._in_a_row += 1
@@ -372,12 +298,11 @@ class Account:
                 self.balance_ns += pays_ns
                 self.market.is_sorted = False
             self.expired += 1
-            self._expired_ns += fresh_ns - pays_ns
+            self.expired_ns += fresh_ns - pays_ns
 
     def forget_demand(self) -> None:
         """Nobody is there to spend it: it wants nothing, until a window shows otherwise."""
         self.hungry, self.demand_ns, self._shade = False, 0, 0
-        self.calm_ns = self._shade_from_ns = self._shade_to_ns = 0
         self.market.stale = True
 
     def _land(self, adjusted_ns: int) -> None:
@@ -388,10 +313,9 @@ class Account:
             self._withheld_in_flight_ns += adjusted_ns
 
     def _change(self, by_ns: int) -> None:
-        self.calm_ns = 0
         balance_ns = self.balance_ns + by_ns
         if balance_ns > self.carry_max_ns:
-            self._expired_ns += balance_ns - self.carry_max_ns
+            self.expired_ns += balance_ns - self.carry_max_ns
             balance_ns = self.carry_max_ns
         elif balance_ns < -self.debt_max_ns:
             self.forgiven_ns += -self.debt_max_ns - balance_ns
@@ -399,6 +323,26 @@ class Account:
         if not balance_ns or not self.balance_ns:
             self.market.is_sorted = False
         self.balance_ns = balance_ns
+
+    def _expect(self, used_ns: int, budget_ns: int) -> None:
+        """Judge from one window what the next ones will want, and tell the market if that makes a difference."""
+        wanted_ns = used_ns + (used_ns >> _HEADROOM_SHIFT)
+        fade_ns = self.demand_ns
+        fade_ns -= fade_ns >> _FADING_SHIFT
+        self.demand_ns = demand_ns = fade_ns if fade_ns > wanted_ns else wanted_ns
+        self.hungry = hungry = used_ns >= budget_ns - (budget_ns >> _HUNGRY_SHIFT)
+        shade = _SHADES if hungry or demand_ns >= self.credit_ns else demand_ns // self._shade_ns
+        if shade != self._shade:
+            self._shade = shade
+            market = self.market
+            if shade == _SHADES:
+                if self.give_ns:
+                    market.recall(self)
+                market.urgent = True
+            elif market.wanted:
+                if self.takes:
+                    market.release(self)
+                market.stale = True
 
     # ── what others go by ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -729,11 +673,9 @@ class Ledger:
         for account in self.accounts:
             by_cpus.setdefault(account.terms.cpus, []).append(account)
         self.markets = tuple(Market(members, horizon_ns) for members in by_cpus.values())
-        self._waiting = [market for market in self.markets if len(market.accounts) > 1]
-        """Whose turn it is to decide first; one that has decided goes to the end."""
         self._horizon_ns = horizon_ns
         self._aged_ns = 0
-        self._allot_ns = 0
+        self._turn = self._allot_ns = 0
         self._pause_ns = pause_ns
 
     def tune(self, credits_ns: Iterable[int], weights: Iterable[int]) -> None:
@@ -757,12 +699,12 @@ class Ledger:
             for market in self.markets:
                 market.age()
         if elapsed_ns >= self._allot_ns:
-            for place, market in enumerate(self._waiting):
-                if market.urgent or (
-                    market.stale and elapsed_ns >= market.allotted_ns + _REFINED_AFTER * self._pause_ns
-                ):
+            for _ in self.markets:
+                self._turn = (self._turn + 1) % len(self.markets)
+                market = self.markets[self._turn]
+                due_ns = market.allotted_ns + _REFINED_AFTER * self._pause_ns
+                if market.urgent or (market.stale and elapsed_ns >= due_ns):
                     market.allot()
                     market.allotted_ns = elapsed_ns
                     self._allot_ns = elapsed_ns + self._pause_ns
-                    self._waiting.append(self._waiting.pop(place))
                     return

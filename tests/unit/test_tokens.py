@@ -434,14 +434,16 @@ def test_a_window_is_minted_once_and_in_order() -> None:
             account.book(wrong)
 
 
-def test_only_the_use_of_a_minted_window_can_be_booked_and_beyond_its_token_it_is_all_too_much() -> None:
+def test_a_report_is_accepted_once_and_only_for_a_minted_window() -> None:
     account = alone()
     account.book(0)
-    with pytest.raises(ValueError, match="window 1: expected one of up to 0"):
-        account.settle(1, 10)
-    account.expire_before(1)
     account.settle(0, 10)
-    assert (account.used_ns, account.overrun_ns, account.balance_ns) == (10, 10, -10)
+    assert account.refuses(0)
+    assert account.refuses(1)
+    assert account.refuses(-1)
+    with pytest.raises(ValueError, match="window 0"):
+        account.settle(0, 10)
+    assert account.used_ns == 10
 
 
 def test_what_was_promised_is_minted_as_it_was_promised() -> None:
