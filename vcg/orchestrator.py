@@ -33,7 +33,7 @@ from vcg.linux import clock, futex
 from vcg.plan import CLOCK_RESERVE, CPU_CAPACITY, DimensionPlan, Plan
 from vcg.shm import Outcome, Phase
 from vcg.tokens import Account, Ledger, Terms
-from vcg.warden import Custody, Standing, Warden
+from vcg.warden import Custody, Standing, Turnkey, Warden
 
 _SLACK_NS = 1_000_000_000
 """CPU time that a dimension may have used before window 0, while it was starting."""
@@ -43,6 +43,8 @@ _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
 _STALE_NS = 10_000_000
 """``cpu.stat`` may lag by a tick for what runs on another CPU, so rest is not believed sooner (10 ms at HZ=100)."""
+_EVE_NS = 1_000_000
+"""So long before window 0 it is noted what everybody has used while it was starting."""
 _NEVER = 2**62
 
 
@@ -76,14 +78,15 @@ class Desk:
         self.unreported_ns = 0
         self._warden: Warden | None = None
         self._usage_before_ns = self._charged_ns = 0
-        self._has_baseline = False
         self._unrest_ns = self._watched_ns = 0
         self._watched_in = -1
         self.next_check = 0
         """The round in which it is held against the kernel's account next."""
         self.generation = 1
         """Of its process, as the supervisor counts them; negative: that one is dead."""
-        self._settled_before, self._baseline_by = 0, _LEASE
+        self._first = 0
+        """The window from whose edge on it lives on its credit; what it uses before, to start, is nobody's."""
+        self._is_new, self._settled_before = True, 0
         # Window n is planned at floor((a + n * b) / c) after the start, in integers.
         period, phase = Fraction(*plan.period), Fraction(*plan.phase)
         self._c = period.denominator * phase.denominator
@@ -94,7 +97,12 @@ class Desk:
     def watch_by(self, warden: Warden) -> None:
         """From now on, hold it to its credit."""
         self._warden = warden
-        self._usage_before_ns = warden.usage_ns()
+        self.begin()
+
+    def begin(self) -> None:
+        """What it has used so far and not reported is nobody's credit."""
+        if self._warden is not None:
+            self._usage_before_ns = self._warden.usage_ns() - self.account.used_ns - self._charged_ns
 
     # ── minting ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,14 +237,20 @@ class Desk:
             account.expire_before(newest - _LEASE + 1)
         if warden is None:
             return
-        usage_ns = warden.usage_ns()
-        if not self._has_baseline:
-            # What it used before its first window was nobody's credit.
-            self._usage_before_ns = usage_ns - account.used_ns - self._charged_ns
-            self._has_baseline = account.settled > self._settled_before or newest > self._baseline_by
+        if newest < self._first:
+            self.begin()
+            if self._first != _NEVER:
+                self.next_check = 0  # the next round may be the last one before its first edge
             if not custody.standing:
                 return
-        open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
+        elif self._is_new:
+            self._catch_up(self._first - 1)
+            account.expire_before(self._first)
+            if account.settled > self._settled_before:
+                self._is_new = False
+                if not custody.standing:
+                    self.begin()  # the tail of its start, which may have come after its first edge, is let pass
+        open_ns = warden.usage_ns() - self._usage_before_ns - account.used_ns - self._charged_ns
         if open_ns < 0:
             # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
             refund_ns = min(-open_ns, self._charged_ns)
@@ -255,7 +269,10 @@ class Desk:
             self.unreported_ns += open_ns
             self._unrest_ns += open_ns
             in_time = start_ns + self._planned_ns(newest + 1) <= round_end_ns
-            solvent = account.balance_ns >= 0
+            # What it has used is charged already, so the token that is out pays when it is over: at the edge to come.
+            # Nobody follows one that is dead before its debt is really paid.
+            pays_ns = account.started_ns(newest) if self.generation > 0 else 0
+            solvent = account.balance_ns + pays_ns >= 0
             if not before or (newest > self._watched_in and now_ns - self._watched_ns > _STALE_NS):
                 unrest_ns, self._unrest_ns = self._unrest_ns, 0
                 self._watched_in, self._watched_ns = newest, now_ns
@@ -275,8 +292,9 @@ class Desk:
 
         The dead one's lease comes back: what it has used and not reported is paid from the tokens of the windows that
         have begun, and the rest of these expires. It wants nothing any more, so its credit can be lent. Its debt, and
-        how it is held for it, pass on to its successor; what that one uses to start is nobody's credit again. Behind a
-        freezer gate it is the gate that has the tokens, and goes on to report them.
+        how it is held for it, pass on to its successor; what that one uses to start is nobody's credit again, up to the
+        next edge after it was announced: it is confined by then, and all that is left for it to do is to ask for a
+        window. Behind a freezer gate it is the gate that has the tokens, and goes on to report them.
 
         Args:
             generation: the word of the control page.
@@ -284,9 +302,10 @@ class Desk:
         self.generation = generation
         account, newest = self.account, self._ticks[self._latest_at]
         if generation > 0:
-            self._baseline_by = newest + _LEASE
+            self._first = newest + 1
+            self.begin()
             return
-        if self._warden is not None and self._has_baseline:
+        if self._warden is not None and newest >= self._first:
             open_ns = self._warden.usage_ns() - self._usage_before_ns - account.used_ns - self._charged_ns
             account.charge(open_ns)
             self._charged_ns += open_ns
@@ -295,8 +314,8 @@ class Desk:
             self._catch_up(newest)
             account.expire_before(newest + 1)
         account.forget_demand()
-        self._has_baseline = False
-        self._settled_before, self._baseline_by = account.settled, _NEVER
+        self._first = _NEVER
+        self._is_new, self._settled_before = True, account.settled
 
     def let_go(self) -> None:
         """The run is over: a dimension that is frozen must be able to see it, at nobody's expense."""
@@ -444,6 +463,9 @@ class Orchestrator:
         latest_at, phase_at = shm.LATEST_AT + shm.ORCHESTRATOR_BIT, shm.TICKS_HEADER.at("phase")
         last = -1
         self.work(last, start_ns)
+        clock.sleep_until(start_ns - _EVE_NS)
+        for desk in self.desks:
+            desk.begin()
         while True:
             seen = word[0]
             newest = ticks[latest_at]
@@ -481,11 +503,11 @@ def new_tokens(epoch: int) -> tuple[int, memoryview]:
     return fd, tokens
 
 
-def _watch(orchestrator: Orchestrator, plan: Plan, groups: dict[str, Any]) -> None:
+def _watch(orchestrator: Orchestrator, plan: Plan, groups: dict[str, Any], turnkey: Turnkey) -> None:
     """Give every desk that is to be enforced its warden; a program behind the freezer gate is held by its gate."""
     for desk, d in zip(orchestrator.desks, plan.dimensions, strict=True):
         if d.enforce != "none" and d.gate == "cooperative":
-            desk.watch_by(Warden(Path(groups[d.name]), d.policy, d.priority))
+            desk.watch_by(Warden(Path(groups[d.name]), d.policy, d.priority, turnkey))
 
 
 def main(arguments: list[str]) -> None:
@@ -497,13 +519,14 @@ def main(arguments: list[str]) -> None:
         os.close(fd)
     fd, tokens = new_tokens(epoch)
     orchestrator = Orchestrator(plan, epoch, control, ticks, tokens, statuses)
+    turnkey = Turnkey(plan.orchestrator.cpus, plan.orchestrator.priority)
     rtd.settle_in(plan.orchestrator.cpus, plan.orchestrator.priority)
     service.send(supervisor, {"ready": "orchestrator"}, [fd])
     os.close(fd)
     message, _ = service.receive(supervisor)
     if message is None:
         return
-    _watch(orchestrator, plan, message["groups"])
+    _watch(orchestrator, plan, message["groups"], turnkey)
 
     phase = service.wait_for_other(control, Phase.HOLD)
     start_ns = control[shm.CONTROL.at("start_ns")]
@@ -514,6 +537,7 @@ def main(arguments: list[str]) -> None:
         phase = service.wait_for_other(control, phase)
     for desk in orchestrator.desks:
         desk.let_go()
+    turnkey.finish()
     orchestrator.close(clock.now_ns(), start_ns)
 
 

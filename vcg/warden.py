@@ -8,16 +8,26 @@ of what it was doing, with CPU time that nobody else wants. If it does not come 
 even an idle-class spinner keeps its CPU from sleeping, and its neighbours' wake-ups then take an interrupt more; it
 is thawed now and then, demoted, to see whether it has come to its senses. It is free again once its debt is paid and
 it rests. Whoever keeps offending waits four times as long each time.
+
+With a debt that is later than its next edge: were it free while it still owes, it could spin in every other window, get
+its class back at each edge, and its neighbours would never have back what it took from them. It is the first edge at
+which the tokens that are over have paid, or that at which the kernel's account, which lags, shows that it rests.
+
+No lock that is taken in a round can be held by somebody whom a dimension keeps off the CPU: what freezes and thaws
+needs one that can, so it is done by a thread of its own, the :class:`Turnkey`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import traceback
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
-from vcg.linux import sched
+from vcg.linux import prctl, sched
 
 _UNREST_WINDOWS = 2
 """For so long it may go on after it was demoted."""
@@ -27,6 +37,10 @@ _GOOD_WINDOWS = 16
 """Free for so many times its last sentence, its next one is a first one again."""
 _PATIENCE = 4
 _SENTENCE_MAX_WINDOWS = 1024
+_STACK_BYTES = 1 << 18
+"""All of it is locked in memory."""
+_LAST_S = 1.0
+"""So long the end of the run waits for what has been ordered; the supervisor waits longer for us."""
 
 
 class Standing(IntEnum):
@@ -91,21 +105,88 @@ class Custody:
         return min(_PATIENCE * self._sentence, _SENTENCE_MAX_WINDOWS)
 
 
+class Turnkey:
+    """Freezes and thaws groups, in a thread of its own, so that nobody else waits for it.
+
+    To write ``cgroup.freeze`` takes the kernel's one cgroup mutex, as does every change of any group. It lends nobody
+    its waiters' priority: whoever holds it, at an ordinary priority, may be kept off the CPU by a real-time dimension
+    that is within its credit. This thread then waits, asleep and without the interpreter's lock, and what is ordered
+    last meanwhile is what is done in the end.
+
+    Args:
+        cpus, priority: of the thread. They are those of whoever gives the orders: then it runs only while that one
+            sleeps, and neither has to wait for the interpreter's lock.
+    """
+
+    def __init__(self, cpus: Iterable[int], priority: int) -> None:
+        self._ordered: dict[int, bytes] = {}
+        self._done: dict[int, bytes] = {}
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)
+        self._has_settled_in = threading.Event()
+        self._is_over = False
+        threading.stack_size(_STACK_BYTES)
+        self._thread = threading.Thread(target=self._serve, args=(cpus, priority), daemon=True)
+        self._thread.start()
+        self._has_settled_in.wait()
+
+    def order(self, switch: int, *, frozen: bool) -> None:
+        """Have a group frozen, or thawed; ``switch`` is its ``cgroup.freeze``, open for writing."""
+        self._ordered[switch] = b"1" if frozen else b"0"
+        os.eventfd_write(self._bell, 1)
+
+    def has_done(self, switch: int) -> bool:
+        """Whether the last order for a group has been carried out."""
+        return self._done.get(switch) == self._ordered.get(switch)
+
+    def finish(self) -> None:
+        """Carry out what has been ordered, and end.
+
+        If somebody does not let go of the mutex that is not waited for: what is still frozen then can be killed.
+        """
+        self._is_over = True
+        os.eventfd_write(self._bell, 1)
+        self._thread.join(_LAST_S)
+
+    def _serve(self, cpus: Iterable[int], priority: int) -> None:
+        try:
+            prctl.set_name("vcg:turnkey")
+            sched.pin(cpus)
+            sched.set_fifo(priority)
+            self._has_settled_in.set()
+            is_over = False
+            while not is_over:
+                os.eventfd_read(self._bell)
+                is_over = self._is_over  # before the orders are read: there are none after it
+                for switch, word in list(self._ordered.items()):
+                    if self._done.get(switch) != word:
+                        os.pwrite(switch, word, 0)
+                        self._done[switch] = word
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # without it the run is not what it claims to be
+
+
 class Warden:
     """What the kernel knows of a dimension, and what can be done to it.
+
+    None of it waits for anybody. The files are kept open: to open one takes a semaphore that is held while groups are
+    made and removed. To read them takes spin locks only (``css_set_lock``, that of rstat), under which nobody loses the
+    CPU; to reschedule a thread, that of its run queue. (Before Linux 6.5 the latter also waits for whoever is about to
+    change a cpuset, or to enter one; so there a process that is restarted at that moment can still be waited for.)
 
     Args:
         group: directory of its control group in the v2 tree.
         policy, priority: to which it is restored.
+        turnkey: who freezes and thaws it.
 
     Raises:
         OSError: there is no such group.
     """
 
-    def __init__(self, group: Path, policy: str, priority: int) -> None:
-        self._policy, self._priority = policy, priority
-        self._threads = group / "cgroup.threads"
+    def __init__(self, group: Path, policy: str, priority: int, turnkey: Turnkey) -> None:
+        self._policy, self._priority, self._turnkey = policy, priority, turnkey
         self._demoted: set[int] = set()
+        self._threads = os.open(group / "cgroup.threads", os.O_RDONLY | os.O_CLOEXEC)
         self._usage = os.open(group / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
         self._freeze = os.open(group / "cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC)
 
@@ -126,19 +207,19 @@ class Warden:
                     done |= found
                 self._demoted = set()
             return
-        if before == after == Standing.FROZEN:  # there, nothing can fork
+        if before == after == Standing.FROZEN and self._turnkey.has_done(self._freeze):  # there, nothing can fork
             return
-        # Demoted first: to freeze takes the kernel's cgroup mutex, and a spinner of a real-time class could keep
-        # whoever holds that, at an ordinary priority, off the CPU, and us with it.
+        # Demoted first, and as long as it is not frozen: it then gives way to whoever the turnkey waits for.
         self._demoted = self._reschedule("idle", 0, self._demoted)
-        if after == Standing.FROZEN and before != after:
-            os.pwrite(self._freeze, b"1", 0)
-        if before == Standing.FROZEN and before != after:
-            os.pwrite(self._freeze, b"0", 0)
+        if before != after and Standing.FROZEN in (before, after):
+            self._turnkey.order(self._freeze, frozen=after == Standing.FROZEN)
 
     def _reschedule(self, policy: str, priority: int, done: set[int]) -> set[int]:
         """Reschedule every thread that is not among those done already; returns all that there are now."""
-        found = {int(line) for line in self._threads.read_text().split()}
+        listed = b""
+        while piece := os.pread(self._threads, 1 << 16, len(listed)):
+            listed += piece
+        found = {int(line) for line in listed.split()}
         for thread in found - done:
             with contextlib.suppress(ProcessLookupError):  # it has ended
                 sched.reschedule(thread, policy, priority)

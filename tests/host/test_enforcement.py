@@ -6,18 +6,23 @@ What is asserted are states of the kernel (scheduling classes, frozen groups, co
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vcg import audit, config, plan, shm
+from vcg import audit, config, plan, shm, warden
 from vcg.linux import mount, numa
 from vcg.plan import Plan
 from vcg.run import Run
-from vcg.warden import Standing
+from vcg.warden import Standing, Turnkey
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -135,6 +140,42 @@ def test_who_is_to_be_frozen_at_once_is_thawed_when_its_debt_is_paid(testbed: Ca
         assert "frozen 0" in (group_of(pid) / "cgroup.events").read_text()
 
 
+AGAIN = {"policy": "on-failure", "limit": 3, "backoff": "5ms"}
+
+
+@pytest.mark.parametrize("lives", [1, 2])
+def test_who_spins_from_its_first_window_on_is_contained_within_two(testbed: Callable[..., Plan], lives: int) -> None:
+    """Also where that is the first window of a process that has followed one that died."""
+    workload = "workloads_under_test:spins_from_its_first_window"
+    spinner = {**FIFO, "workload": workload, "args": {"lives": lives}, "restart": AGAIN}
+    with Run(testbed(d1=spinner, d2=HONEST, d3=HONEST)) as run:
+        run.start()
+        assert until(lambda: account(run, "d1")["contained"] == 1)
+        first = int(Path(f"/proc/{run.supervisor_pid}/root{run.plan.mount_root}/d1/data/spins").read_text())
+        run.check()
+        assert len(run.restarts) == lives - 1
+        assert account(run, "d1")["held_in"] <= first + 2
+
+
+def test_who_spins_without_asking_for_a_window_is_contained_within_two(testbed: Callable[..., Plan]) -> None:
+    spinner = {**FIFO, "workload": "workloads_under_test:spins_before_its_first_window"}
+    with Run(testbed(d1=spinner, d2=HONEST, d3=HONEST)) as run:
+        run.start()
+        assert until(lambda: account(run, "d1")["contained"] == 1)
+        assert account(run, "d1")["held_in"] <= 2
+
+
+def test_who_takes_long_to_start_is_not_held_for_it(testbed: Callable[..., Plan]) -> None:
+    """Neither the first process nor the one that follows it."""
+    slow = {**FIFO, "workload": "workloads_slow_to_start:run", "restart": AGAIN}
+    with Run(testbed(d1=slow, d2=HONEST)) as run:
+        run.start()
+        assert until(lambda: account(run, "d1")["settled"] > 130)
+        run.check()
+        assert len(run.restarts) == 1
+        assert account(run, "d1")["contained"] == 0
+
+
 def test_where_nothing_is_enforced_nothing_is_done(testbed: Callable[..., Plan]) -> None:
     with Run(testbed(d1={"workload": "hostile", "enforce": "none"})) as run:
         pid = run.dimension_pids["d1"]
@@ -185,3 +226,116 @@ def test_the_clock_and_the_orchestrator_wait_for_nobody(testbed: Callable[..., P
     # The counts are read a moment apart.
     assert after[0] - before[0] <= ticks + 5
     assert after[1] - before[1] <= rounds + 5
+
+
+HOLD_THE_MUTEX = """
+import os, sys
+cpu, *groups = sys.argv[1:]
+os.sched_setaffinity(0, {int(cpu)})
+members = [os.open(group + "/cgroup.procs", os.O_WRONLY) for group in groups]
+while True:
+    for member in members:
+        os.write(member, b"0")
+"""
+
+
+@contextmanager
+def attack(above: Path, cpu: int) -> Iterator[None]:
+    """Processes of the ordinary class that move themselves from one group to another all the time, on one CPU.
+
+    In each move they hold the kernel's cgroup mutex, and sleep; a dimension that has taken the CPU by then keeps the
+    mutex from everybody for as long as it likes.
+    """
+    groups = [above / name for name in ("here", "there")]
+    for group in groups:
+        group.mkdir()
+    command = [sys.executable, "-I", "-c", HOLD_THE_MUTEX, str(cpu), *map(str, groups)]
+    attackers = [subprocess.Popen(command) for _ in range(4)]
+    try:
+        yield
+    finally:
+        for attacker in attackers:
+            attacker.kill()
+            attacker.wait()
+        for group in groups:
+            group.rmdir()
+
+
+def waits_in_writing(switch: Path, times: int) -> bool:
+    """Whether the calling thread, writing ``cgroup.freeze``, had to sleep so many times."""
+    waited, deadline = 0, time.monotonic() + PATIENCE_S
+    while waited < times and time.monotonic() < deadline:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        switch.write_text("0")
+        waited += resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+        time.sleep(0.001)
+    return waited >= times
+
+
+def task_named(pid: int, name: str) -> Path:
+    """A thread of a process, in ``/proc``."""
+    return next(task for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text().strip() == name)
+
+
+def test_who_holds_the_cgroup_mutex_holds_nobody_but_the_turnkey(testbed: Callable[..., Plan]) -> None:
+    """A dimension that spins within its credit keeps the mutex's holder off the CPU, while others have to be frozen."""
+    cpus = numa.observe().cpus
+    hog = {**FIFO, "workload": "spin", "args": {"share": 0.9}, "harmonic": "1/16", "cpus": [cpus[-1]]}
+    offender = {**FIFO, "workload": "hostile", "args": {"after": 100}, "cpus": [cpus[0]]}
+    waiting = 0
+
+    def looks_on(run: Run, turnkey: Path, window: int) -> bool:
+        nonlocal waiting
+        waiting += (turnkey / "stat").read_text().rpartition(") ")[2].startswith("D")
+        return run.ticks[shm.LATEST_AT + 1] > window
+
+    with Run(testbed(d1=hog, d2=offender, d3=offender, d4=offender)) as run:
+        above = group_of(run.dimension_pids["d1"]).parent.parent
+        orchestrator = run.service_pids["orchestrator"]
+        turnkey = task_named(orchestrator, "vcg:turnkey")
+        round_at = shm.LATEST_AT + shm.ORCHESTRATOR_BIT
+        with attack(above, cpus[-1]):
+            run.start()
+            assert until(lambda: run.ticks[shm.LATEST_AT + 1] > 60)
+            published, switched = run.ticks[round_at], voluntary_switches(orchestrator)
+            worked = run.statistics()["orchestrator"]["rounds"]
+            assert until(lambda: looks_on(run, turnkey, 600))
+            published, switched = run.ticks[round_at] - published, voluntary_switches(orchestrator) - switched
+            worked = run.statistics()["orchestrator"]["rounds"] - worked
+            own = above / "control"
+            own.mkdir()
+            try:
+                assert waits_in_writing(own / "cgroup.freeze", 3)
+            finally:
+                own.rmdir()
+        assert waiting
+        # The counts are read a moment apart.
+        assert published - 5 <= worked
+        assert switched <= worked + 5
+        for name in ("d2", "d3", "d4"):
+            assert account(run, name)["contained"] >= 1
+            assert "frozen 1" in (group_of(run.dimension_pids[name]) / "cgroup.events").read_text()
+        assert account(run, "d1")["contained"] == 0
+
+
+def test_what_is_ordered_last_is_done_in_the_end_and_the_end_of_a_run_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_go, written = threading.Event(), []
+
+    def write(switch: int, word: bytes, at: int) -> None:
+        let_go.wait(PATIENCE_S)
+        written.append((switch, word))
+
+    monkeypatch.setattr(warden, "_LAST_S", 0.01)
+    monkeypatch.setattr(os, "pwrite", write)
+    turnkey = Turnkey(numa.observe().cpus[:1], 10)
+    turnkey.order(3, frozen=True)
+    time.sleep(0.05)
+    for switch, frozen in ((4, True), (4, False), (3, False)):
+        turnkey.order(switch, frozen=frozen)
+    turnkey.finish()
+    assert not turnkey.has_done(3)
+    let_go.set()
+    assert until(lambda: turnkey.has_done(3) and turnkey.has_done(4))
+    assert written == [(3, b"1"), (3, b"0"), (4, b"0")]

@@ -131,3 +131,23 @@ def meddles(dimension: Dimension) -> None:
             os._exit(0)
         for advice in (mmap.MADV_DONTNEED, mmap.MADV_WILLNEED):
             libc.libc.madvise(ctypes.c_void_p(word & -mmap.PAGESIZE), ctypes.c_size_t(mmap.PAGESIZE), advice)
+
+
+def spins_from_its_first_window(dimension: Dimension) -> None:
+    """Spin for ever, and say from which window on; of several processes (``lives``) only the last one does."""
+    with Path("/data/lives").open("a") as file:
+        file.write("x")
+    is_last = Path("/data/lives").stat().st_size == dimension.args.get("lives", 1)
+    for window in dimension.windows():
+        if is_last:
+            Path("/data/spins").write_text(str(window.number))
+            while True:
+                pass
+        if window.number >= 10:
+            os._exit(1)
+
+
+def spins_before_its_first_window(dimension: Dimension) -> None:
+    """Spin for ever, without asking for a window."""
+    while True:
+        pass

@@ -134,6 +134,32 @@ def test_a_successor_that_never_reports_is_held_all_the_same() -> None:
     assert Standing.DEMOTED in scene.kernel.acts
 
 
+def test_a_successor_that_spins_is_held_within_two_windows() -> None:
+    scene = Scene()
+    scene.die()
+    for _ in range(3):
+        scene.next(used_ns=0, reported_ns=None)
+    scene.kernel.used_ns += 40_000_000
+    scene.desk.follow(2)
+    first = scene.window + 1
+    for _ in range(2):
+        scene.next(used_ns=WINDOW_NS, reported_ns=None)
+    assert scene.kernel.acts == [Standing.DEMOTED]
+    assert scene.desk.custody.since <= first + 1
+
+
+def test_a_successor_may_go_on_to_start_until_the_next_edge() -> None:
+    scene = Scene()
+    scene.die()
+    scene.desk.follow(2)
+    for _ in range(3):
+        scene.kernel.used_ns += 5_000_000
+        scene.desk.enforce(0, 0, 0)
+    scene.next()
+    scene.next()
+    assert scene.kernel.acts == []
+
+
 def test_to_die_is_no_way_out_of_custody_but_its_time_passes_and_its_debt_is_paid() -> None:
     scene = Scene()
     scene.next(used_ns=10_000, reported_ns=None)

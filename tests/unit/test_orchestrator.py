@@ -322,6 +322,10 @@ class Policed(Counter):
         self.window += 1
         self.publish(self.window)
         self.desk.settle(ELAPSED_NS)
+        self.look()
+
+    def look(self) -> None:
+        """The orchestrator looks, in the running window."""
         self.mint((self.window + 2) * 1_000_000)
         self.desk.enforce((self.window + 2) * 1_000_000, 0, self.window * 20_000_000)
 
@@ -406,3 +410,86 @@ def test_a_gap_in_its_reports_alone_is_no_reason_to_hold_it() -> None:
         policed.next(used_ns=0, reported_ns=None)
     assert policed.kernel.acts == []
     assert policed.account.expired > 10
+
+
+@pytest.mark.parametrize(("used_ns", "windows"), [(1600, 2), (2000, 2), (2001, 3), (3900, 4)])
+def test_it_is_free_at_the_first_edge_at_which_its_debt_is_paid(used_ns: int, windows: int) -> None:
+    """The window in which it is found out and each one after it pays 1000 ns when it is over."""
+    policed = Policed()
+    policed.kernel.used_ns += used_ns
+    policed.look()
+    assert policed.kernel.acts == [Standing.DEMOTED]
+    found_out = policed.window
+    while policed.desk.custody.standing:
+        assert policed.account.balance_ns < 0
+        policed.next(used_ns=0, reported_ns=0)
+    edge = policed.window + 1  # it is set free ahead of it
+    assert edge - found_out == windows
+    assert policed.account.balance_ns < 0
+    policed.next(used_ns=0, reported_ns=0)
+    assert policed.window == edge
+    assert policed.account.balance_ns >= 0
+
+
+def test_one_that_goes_on_within_its_credit_works_its_debt_off() -> None:
+    policed = Policed()
+    policed.next(used_ns=2700, reported_ns=None)
+    policed.next(used_ns=600, reported_ns=2700 + 600)
+    for _ in range(8):
+        policed.next(used_ns=600, reported_ns=600)
+    assert policed.kernel.acts == [Standing.DEMOTED, Standing.FREE]
+
+
+class Beginner(Policed):
+    """One that has yet to enter its first window."""
+
+    def __init__(self, start_ns: int = 0) -> None:
+        Counter.__init__(self, replace(PLAN, grace_ns=500, period=(1_000_000, 1), phase=(0, 1)), newest=-1)
+        self.kernel = Kernel()
+        self.desk.watch_by(cast(Warden, self.kernel))
+        self.kernel.used_ns += start_ns
+        self.desk.begin()
+        self.window = 0
+        self.publish(0)
+
+
+def test_what_was_used_before_window_0_is_nobodys_credit() -> None:
+    beginner = Beginner(start_ns=80_000_000)
+    beginner.look()
+    for _ in range(20):
+        beginner.next(used_ns=1000, reported_ns=1000)
+    assert beginner.kernel.acts == []
+    assert beginner.account.balance_ns == 0
+
+
+@pytest.mark.parametrize("reported_ns", [None, 0])
+def test_who_spins_from_window_0_on_is_found_out_before_its_second_window_is_over(reported_ns: int | None) -> None:
+    beginner = Beginner()
+    beginner.kernel.used_ns += 500_000
+    beginner.look()
+    beginner.next(used_ns=1_000_000, reported_ns=reported_ns)
+    assert beginner.kernel.acts == [Standing.DEMOTED]
+    assert beginner.desk.custody.since <= 1
+
+
+def test_the_tail_of_a_start_that_came_after_the_first_edge_leaves_no_mark() -> None:
+    """Less than what it may use in that window; later its grace is whole again."""
+    beginner = Beginner()
+    beginner.kernel.used_ns += 400
+    beginner.next(used_ns=600, reported_ns=600)
+    beginner.kernel.used_ns += 1450
+    beginner.look()
+    assert beginner.kernel.acts == []
+
+
+def test_before_the_first_edge_of_one_that_begins_late_every_round_looks() -> None:
+    beginner = Beginner()
+    beginner.publish(-1)
+    for _ in range(3):
+        beginner.desk.next_check = 99
+        beginner.kernel.used_ns += 1_000_000
+        beginner.desk.enforce(0, 0, 0)
+        assert beginner.desk.next_check == 0
+    beginner.publish(0)
+    beginner.look()
+    assert beginner.kernel.acts == []
