@@ -41,6 +41,8 @@ _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
 _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
+_CLEARANCE_NS = 50_000
+"""So long before its edge a token is left alone: from looking at the clock to writing it, the RTD may come between."""
 _STALE_NS = 10_000_000
 """``cpu.stat`` may lag by a tick for what runs on another CPU, so rest is not believed sooner (10 ms at HZ=100)."""
 _NEVER = 2**62
@@ -376,7 +378,7 @@ class Orchestrator:
         through_ns = start_ns + -(-(number + 2) * base_ns // rounds)
         control = self._control
         if control[self._tuning_at] != self._tuning:
-            self._tune(start_ns, began_ns)
+            self._tune(start_ns)
         elapsed_ns, desks = began_ns - start_ns, self.desks
         newest = self._latest.tolist()
         for desk in desks:
@@ -393,7 +395,7 @@ class Orchestrator:
                 desk.offer_through(start_ns, offered_ns)
         for market in self.ledger.markets:
             for account in market.order if market.is_sorted else market.sort():
-                desks[account.index].book_through(start_ns, through_ns, began_ns)
+                desks[account.index].book_through(start_ns, through_ns, clock.now_ns() + _CLEARANCE_NS)
         tokens = self._tokens
         tokens[_THROUGH_AT] = through_ns
         minted_ns = clock.now_ns()
@@ -411,7 +413,7 @@ class Orchestrator:
         if spent_ns > tokens[_MAX_AT]:
             tokens[_MAX_AT] = spent_ns
 
-    def _tune(self, start_ns: int, now_ns: int) -> None:
+    def _tune(self, start_ns: int) -> None:
         """Take over the amplitudes that the supervisor has put into the control page."""
         control, many = self._control, len(self.desks)
         self._tuning = control[self._tuning_at]
@@ -419,7 +421,7 @@ class Orchestrator:
         weights = control[shm.AMPLITUDES_AT : shm.AMPLITUDES_AT + many].tolist()
         self.ledger.tune(credits_ns, weights)
         for desk in self.desks:
-            desk.offer_again(start_ns, now_ns)
+            desk.offer_again(start_ns, clock.now_ns() + _CLEARANCE_NS)
 
     def _follow(self) -> None:
         """Take note of the dimensions whose process has died, or been replaced, and say so at once."""
