@@ -227,11 +227,13 @@ class Desk:
         warden, account, custody = self._warden, self.account, self.custody
         newest = self._ticks[self._latest_at]
         if account.settled_through < newest - _LEASE:
+            self.settle(now_ns - start_ns)  # it may have reported since the round began
             self._catch_up(newest - _LEASE)
             account.expire_before(newest - _LEASE + 1)
         if warden is None:
             return
         usage_ns = warden.usage_ns()
+        newest = self._ticks[self._latest_at]  # only now: whatever it has used so far, its token counts, too
         if not self._has_baseline:
             # What it used before its first window was nobody's credit.
             self._usage_before_ns = usage_ns - account.used_ns - self._charged_ns
