@@ -240,14 +240,7 @@ class Desk:
             self._has_baseline = account.settled > self._settled_before or newest > self._baseline_by
             if not custody.standing:
                 return
-        open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
-        if open_ns < 0:
-            # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
-            refund_ns = min(-open_ns, self._charged_ns)
-            self._charged_ns -= refund_ns
-            account.charge(-min(refund_ns, max(0, -account.balance_ns)))  # what was forgiven is not given back
-            self._usage_before_ns += open_ns + refund_ns
-            open_ns = 0
+        open_ns = self._open_ns(usage_ns)
         before = custody.standing
         self._catch_up(newest)  # a token that has begun counts with what it held
         overdrawn = account.balance_ns + account.started_ns(newest) - open_ns < -self._plan.grace_ns
@@ -274,6 +267,19 @@ class Desk:
             else:
                 warden.apply(before, before)
 
+    def _open_ns(self, usage_ns: int) -> int:
+        """What of the kernel's account has been neither reported nor charged."""
+        account = self.account
+        open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
+        if open_ns >= 0:
+            return open_ns
+        # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
+        refund_ns = min(-open_ns, self._charged_ns)
+        self._charged_ns -= refund_ns
+        account.charge(-min(refund_ns, max(0, -account.balance_ns)))  # what was forgiven is not given back
+        self._usage_before_ns += open_ns + refund_ns
+        return 0
+
     def follow(self, generation: int) -> None:
         """Take note of a death, or of the process that follows.
 
@@ -291,10 +297,10 @@ class Desk:
             self._baseline_by = newest + _LEASE
             return
         if self._warden is not None and self._has_baseline:
-            open_ns = self._warden.usage_ns() - self._usage_before_ns - account.used_ns - self._charged_ns
+            open_ns = self._open_ns(self._warden.usage_ns())
             account.charge(open_ns)
             self._charged_ns += open_ns
-            self.unreported_ns += max(0, open_ns)
+            self.unreported_ns += open_ns
         if self._plan.gate == "cooperative":
             self._catch_up(newest)
             account.expire_before(newest + 1)
