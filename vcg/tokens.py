@@ -315,8 +315,10 @@ class Account:
     def _change(self, by_ns: int) -> None:
         balance_ns = self.balance_ns + by_ns
         if balance_ns > self.carry_max_ns:
-            self.expired_ns += balance_ns - self.carry_max_ns
-            balance_ns = self.carry_max_ns
+            # What tokens hold that are out stays good, also where another amplitude allows less.
+            most_ns = max(self.carry_max_ns, min(balance_ns, self._carried_in_flight_ns))
+            self.expired_ns += balance_ns - most_ns
+            balance_ns = most_ns
         elif balance_ns < -self.debt_max_ns:
             self.forgiven_ns += -self.debt_max_ns - balance_ns
             balance_ns = -self.debt_max_ns
