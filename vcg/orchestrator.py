@@ -41,6 +41,8 @@ _SETTLE_AT_MOST = 256
 """Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
 _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
+_CLEARANCE_NS = 50_000
+"""So long before its edge a token is left alone: from looking at the clock to writing it, the RTD may come between."""
 _STALE_NS = 10_000_000
 """``cpu.stat`` may lag by a tick for what runs on another CPU, so rest is not believed sooner (10 ms at HZ=100)."""
 _EVE_NS = 1_000_000
@@ -233,6 +235,7 @@ class Desk:
         warden, account, custody = self._warden, self.account, self.custody
         newest = self._ticks[self._latest_at]
         if account.settled_through < newest - _LEASE:
+            self.settle(now_ns - start_ns)  # it may have reported since the round began
             self._catch_up(newest - _LEASE)
             account.expire_before(newest - _LEASE + 1)
         if warden is None:
@@ -249,15 +252,11 @@ class Desk:
             if account.settled > self._settled_before:
                 self._is_new = False
                 if not custody.standing:
-                    self.begin()  # the tail of its start, which may have come after its first edge, is let pass
-        open_ns = warden.usage_ns() - self._usage_before_ns - account.used_ns - self._charged_ns
-        if open_ns < 0:
-            # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
-            refund_ns = min(-open_ns, self._charged_ns)
-            self._charged_ns -= refund_ns
-            account.charge(-min(refund_ns, max(0, -account.balance_ns)))  # what was forgiven is not given back
-            self._usage_before_ns += open_ns + refund_ns
-            open_ns = 0
+                    # The tail of its start may have come after its first edge; no more than the grace is let pass.
+                    self._usage_before_ns += min(self._open_ns(warden.usage_ns()), self._plan.grace_ns)
+        usage_ns = warden.usage_ns()
+        newest = self._ticks[self._latest_at]  # only now: whatever it has used so far, its token counts, too
+        open_ns = self._open_ns(usage_ns)
         before = custody.standing
         self._catch_up(newest)  # a token that has begun counts with what it held
         overdrawn = account.balance_ns + account.started_ns(newest) - open_ns < -self._plan.grace_ns
@@ -287,6 +286,19 @@ class Desk:
             else:
                 warden.apply(before, before)
 
+    def _open_ns(self, usage_ns: int) -> int:
+        """What of the kernel's account has been neither reported nor charged."""
+        account = self.account
+        open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
+        if open_ns >= 0:
+            return open_ns
+        # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
+        refund_ns = min(-open_ns, self._charged_ns)
+        self._charged_ns -= refund_ns
+        account.charge(-min(refund_ns, max(0, -account.balance_ns)))  # what was forgiven is not given back
+        self._usage_before_ns += open_ns + refund_ns
+        return 0
+
     def follow(self, generation: int) -> None:
         """Take note of a death, or of the process that follows.
 
@@ -306,10 +318,10 @@ class Desk:
             self.begin()
             return
         if self._warden is not None and newest >= self._first:
-            open_ns = self._warden.usage_ns() - self._usage_before_ns - account.used_ns - self._charged_ns
+            open_ns = self._open_ns(self._warden.usage_ns())
             account.charge(open_ns)
             self._charged_ns += open_ns
-            self.unreported_ns += max(0, open_ns)
+            self.unreported_ns += open_ns
         if self._plan.gate == "cooperative":
             self._catch_up(newest)
             account.expire_before(newest + 1)
@@ -395,7 +407,7 @@ class Orchestrator:
         through_ns = start_ns + -(-(number + 2) * base_ns // rounds)
         control = self._control
         if control[self._tuning_at] != self._tuning:
-            self._tune(start_ns, began_ns)
+            self._tune(start_ns)
         elapsed_ns, desks = began_ns - start_ns, self.desks
         newest = self._latest.tolist()
         for desk in desks:
@@ -412,7 +424,7 @@ class Orchestrator:
                 desk.offer_through(start_ns, offered_ns)
         for market in self.ledger.markets:
             for account in market.order if market.is_sorted else market.sort():
-                desks[account.index].book_through(start_ns, through_ns, began_ns)
+                desks[account.index].book_through(start_ns, through_ns, clock.now_ns() + _CLEARANCE_NS)
         tokens = self._tokens
         tokens[_THROUGH_AT] = through_ns
         minted_ns = clock.now_ns()
@@ -430,7 +442,7 @@ class Orchestrator:
         if spent_ns > tokens[_MAX_AT]:
             tokens[_MAX_AT] = spent_ns
 
-    def _tune(self, start_ns: int, now_ns: int) -> None:
+    def _tune(self, start_ns: int) -> None:
         """Take over the amplitudes that the supervisor has put into the control page."""
         control, many = self._control, len(self.desks)
         self._tuning = control[self._tuning_at]
@@ -438,7 +450,7 @@ class Orchestrator:
         weights = control[shm.AMPLITUDES_AT : shm.AMPLITUDES_AT + many].tolist()
         self.ledger.tune(credits_ns, weights)
         for desk in self.desks:
-            desk.offer_again(start_ns, now_ns)
+            desk.offer_again(start_ns, clock.now_ns() + _CLEARANCE_NS)
 
     def _follow(self) -> None:
         """Take note of the dimensions whose process has died, or been replaced, and say so at once."""
