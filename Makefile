@@ -60,7 +60,7 @@ packages:
 # An environment is rebuilt when it was made elsewhere (its scripts hold absolute paths), by another Python, or without
 # a sight of Debian's packages; some installers switch the latter off silently.
 .PHONY: setup
-setup: packages ## install what is missing: Debian packages, .venv, locked requirements, the project itself
+setup: packages ## install what is missing: Debian packages, .venv, locked requirements, the project; compile
 	@if [ ! -x $(SYSTEM_PYTHON) ] || ! $(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 		echo "$(SYSTEM_PYTHON): Python 3.11 or newer expected (Debian 12 has it as package python3)" >&2
 		exit 1
@@ -86,6 +86,15 @@ setup: packages ## install what is missing: Debian packages, .venv, locked requi
 		echo "$(PYTHON) cannot import bcc: is Debian's python3-bpfcc of the same Python? (apt-get install" \
 			"--reinstall python3-bpfcc; rm -r .venv; make setup)" >&2
 		exit 1
+	fi
+	if ! $(PYTHON) -c 'import sys; from vcg import compiled; sys.exit(not compiled.is_built())'; then
+		echo "compiling the orchestrator's rounds"
+		mkdir -p .build
+		if ! $(PYTHON) -m vcg.compiled >.build/compile.log 2>&1; then
+			cat .build/compile.log >&2
+			echo "could not compile vcg/tokens.py and vcg/rounds.py (are gcc and python3-dev there?)" >&2
+			exit 1
+		fi
 	fi
 
 .PHONY: quickstart

@@ -89,7 +89,7 @@ class Regions:
 
     def rounds(self) -> dict[str, int]:
         """The orchestrator's counters of its own work."""
-        names = ("rounds", "round_ns_max", "round_ns_total")
+        names = ("rounds", "round_ns_max", "round_ns_total", "is_compiled")
         return {name: self.tokens[shm.TOKENS_HEADER.at(name)] for name in names}
 
     def accounts(self) -> dict[str, dict[str, int]]:

@@ -153,7 +153,10 @@ TICK_WORDS = TICK_PHASES_AT + MAX_DIMENSIONS
 TICKS_BYTES = (TICKS_AT + TICK_SLOTS * TICK_WORDS) * WORD
 
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-TOKENS_HEADER = Record(("magic", "epoch", "rounds", "minted_through_ns", "round_ns_max", "round_ns_total"))
+TOKENS_HEADER = Record(
+    ("magic", "epoch", "rounds", "minted_through_ns", "round_ns_max", "round_ns_total", "is_compiled")
+)
+"""``is_compiled`` tells whether the rounds are worked by machine code (``vcg.compiled``)."""
 
 TOKEN = Record(("window", "epoch", "dimension", "budget_ns", "expires_ns", "borrowed_ns", "planned_ns"))
 """A time-scoped credit: so much CPU time for one dimension in one window of one boot epoch, void after it."""

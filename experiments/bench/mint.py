@@ -6,7 +6,8 @@ windows.
 
 Arms: ``mint``, the default testbed, but one dimension of every triad goes from rest to all the credit that it can get
 and back every few windows, so that credit is lent, called back and repaid; ``mint_quiet``, where nobody wants more
-than it has; and ``mint_storm``, where all nine do as those three. The limit is the design's, for a base window.
+than it has; and ``mint_storm``, where all nine do as those three. ``compiled`` is 1 if the rounds were machine code
+(``vcg.compiled``), 0 if they were interpreted. The limit is the design's, for a base window.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import partial
 
 from experiments.bench import runtime
 from experiments.bench.figures import Benchmark, Figure, Limit, Progress, figure, interleave, quantile
-from vcg import shm
+from vcg import compiled, shm
 from vcg.plan import Plan
 from vcg.run import Run
 
@@ -46,7 +47,8 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
             "mint_storm_p50": partial(ours, runtime.plan_of("default", place, _STORM), seconds, lends=True),
         }
         samples = interleave(arms, runs, progress)
-    return [figure(name, "ns", values, LIMIT) for name, values in samples.items()]
+    figures = [figure(name, "ns", values, LIMIT) for name, values in samples.items()]
+    return [*figures, figure("compiled", "1", [float(compiled.is_built())] * runs)]
 
 
 def ours(plan: Plan, seconds: float, *, lends: bool = False) -> float:

@@ -24,8 +24,8 @@ from experiments.bench.misbehaviour import DAEMON, claim, corrupts
 from vcg import shm, uids
 from vcg.errors import RunError
 from vcg.linux import cgroup, mount, openat2, prctl, sandbox
-from vcg.orchestrator import ledger_of
 from vcg.plan import DimensionPlan, Plan
+from vcg.rounds import ledger_of
 from vcg.run import Run
 from vcg.workloads import hostile
 

@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 
 from vcg import config, plan, shm
-from vcg.orchestrator import Desk, Orchestrator, new_tokens
+from vcg.orchestrator import new_tokens
 from vcg.plan import HostShape
+from vcg.rounds import Desk, Orchestrator
 from vcg.shm import Outcome
 from vcg.tokens import Ledger, Terms
 from vcg.warden import Standing, Warden

@@ -12,8 +12,9 @@ import pytest
 
 from vcg import config, plan, shm
 from vcg.linux import clock
-from vcg.orchestrator import Desk, Orchestrator, new_tokens
+from vcg.orchestrator import new_tokens
 from vcg.plan import DimensionPlan, HostShape
+from vcg.rounds import Desk, Orchestrator
 from vcg.shm import Outcome
 from vcg.tokens import Ledger, Terms
 from vcg.warden import Standing, Warden

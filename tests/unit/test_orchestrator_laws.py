@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from vcg import harmonics, plan, shm
 from vcg.harmonics import Cadence
 from vcg.linux import clock
-from vcg.orchestrator import Orchestrator, new_tokens
+from vcg.orchestrator import new_tokens
 from vcg.plan import DimensionPlan, Plan, ServicePlan
+from vcg.rounds import Orchestrator
 from vcg.shm import Outcome
 from vcg.tokens import Account
 from vcg.warden import Standing, Warden
