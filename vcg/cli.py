@@ -27,10 +27,11 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
 from vcg.doctor import doctor
-from vcg.errors import ConfigError, VcgError
+from vcg.errors import ConfigError, RunError, VcgError
+from vcg.printable import printable
 
 if TYPE_CHECKING:
-    from vcg.attach import Change
+    from vcg.attach import Attached, Change
     from vcg.harmonics import Edge
     from vcg.plan import DimensionPlan, Plan
     from vcg.regions import Regions
@@ -93,12 +94,12 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except VcgError as error:
-            print("\n".join([str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
+            print(printable("\n".join([str(error), *getattr(error, "__notes__", ())])), file=sys.stderr)
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
         except OSError as error:  # the host says no: a full disk, a missing right
             if error.filename is None:
                 raise
-            print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+            print(printable(f"{error.filename}: {error.strerror}"), file=sys.stderr)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt
@@ -330,7 +331,7 @@ def snapshot(
     state_root: StateRootOption = STATE_ROOT,
     directory: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Where snapshots lie, if the testbed says so; else below the state root."),
+        typer.Option(metavar="PATH", help="Where snapshots lie; else where the run has them, or below the state root."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -342,20 +343,53 @@ def snapshot(
     from vcg import postmortem
     from vcg.attach import Attached
     from vcg.errors import Problem
-    from vcg.snapshot import FOLDER
 
     if (name is not None) + listed + (shown is not None) != 1:
         expected = "expected one of these: the NAME of a dimension, --list, --show PATH"
         raise ConfigError([Problem("command line", None, "snapshot", "", expected)])
-    place = Path(directory or Path(state_root) / FOLDER)
-    if listed:
-        postmortem.show_all(place, _console(), as_json=as_json)
-    elif shown is not None:
-        postmortem.show(Path(shown) if "/" in shown else place / shown, _console(), as_json=as_json)
-    else:
+    if name is not None:
         with Attached(Path(state_root)) as run:
-            taken = [run.snapshot(one) for one in _select(run.plan, name or "")]
+            _take_snapshots(run, _select(run.plan, name), as_json=as_json)
+    elif shown is None:
+        postmortem.show_all(_snapshots_at(state_root, directory), _console(), as_json=as_json)
+    else:
+        path = Path(shown) if "/" in shown else _snapshots_at(state_root, directory) / shown
+        postmortem.show(path, _console(), as_json=as_json)
+
+
+def _take_snapshots(run: Attached, names: Iterable[str], *, as_json: bool) -> None:
+    """Take a snapshot of each, and show those that have been taken, whatever becomes of the others.
+
+    Raises:
+        RunError: some could not be taken, and why.
+    """
+    from vcg import postmortem
+
+    taken, complaints = [], []
+    try:
+        for name in names:
+            try:
+                taken.append(run.snapshot(name))
+            except RunError as error:
+                complaints.append(str(error))
+    finally:
         postmortem.show_taken(taken, _console(), as_json=as_json)
+    if complaints:
+        raise RunError("\n".join(dict.fromkeys(complaints)))  # that the run has ended is said once
+
+
+def _snapshots_at(state_root: str, directory: str | None) -> Path:
+    """Where snapshots lie: as the command line says, else as the run that is going on there, else as by default."""
+    from vcg.attach import Attached
+    from vcg.snapshot import FOLDER
+
+    if directory is not None:
+        return Path(directory)
+    try:
+        with Attached(Path(state_root)) as run:
+            return Path(run.plan.snapshots.directory)
+    except VcgError:  # no run is going on there
+        return Path(state_root) / FOLDER
 
 
 _UNIT_EXAMPLES = (

@@ -30,6 +30,8 @@ Answer: TypeAlias = "tuple[dict[str, Any], Sequence[int]]"
 """The message and the descriptors that go with it."""
 
 REQUEST_BYTES = 16 << 10
+NESTED = 4
+"""So deep a request is nested at most: whoever walks through it after that runs into no limit of its own."""
 CLIENTS = 16
 """So many are served at once; more are turned away."""
 REST = 10
@@ -154,7 +156,46 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(request, dict) or not isinstance(request.get("do"), str):
         raise ValueError('expected an object such as {"do": "attach"}')
+    if _is_deeper(request, NESTED):
+        raise ValueError("nested too deeply")
     return request
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a value of JSON has more levels of lists and objects than so many."""
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
+def dimension_of(request: Mapping[str, Any], known: Collection[str]) -> str:
+    """The dimension that a request names.
+
+    Args:
+        known: names of the run's dimensions.
+
+    Raises:
+        RunError: it names none, or one that does not exist.
+    """
+    name = request.get("dimension")
+    if not isinstance(name, str):
+        raise RunError(f"dimension: expected a name, such as {json.dumps(next(iter(known)))}")
+    if name not in known:
+        raise RunError(f"{name}: no dimension of this run: expected one of {', '.join(known)}")
+    return name
+
+
+def number_of(request: Mapping[str, Any]) -> int:
+    """The number of an order that a request names.
+
+    Raises:
+        RunError: it names none.
+    """
+    number = request.get("number")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise RunError("number: expected that of an order for a snapshot")
+    return number
 
 
 def amplitudes_of(request: Mapping[str, Any], known: Collection[str]) -> dict[str, float]:

@@ -38,6 +38,7 @@ from vcg.errors import HostError, VcgError
 from vcg.floor import STATE_ROOT
 from vcg.linux import cgroup, cpuidle, futex, loop, memory, mount, sched
 from vcg.plan import FREEZER_WINDOW_MIN_NS
+from vcg.printable import printable
 
 MOUNT_ROOT = Path("/vcg")
 OLDEST_KERNEL = (5, 14)
@@ -516,7 +517,7 @@ def _print(checks: list[Check], done: list[str], *, only_missing: bool) -> None:
             table.add_column(heading, overflow="fold")
         for check in shown:
             verdict = "[green]OK" if check.ok else "[red]MISSING" if check.required else "[yellow]MISSING"
-            table.add_row(check.name, verdict, escape(check.found), check.needed_for)
+            table.add_row(check.name, verdict, escape(printable(check.found)), check.needed_for)
         console.print(table)
     for fix in dict.fromkeys(check.fix for check in missing):
         names = ", ".join(check.name for check in missing if check.fix == fix)

@@ -11,7 +11,6 @@ has to look out for something.
 from __future__ import annotations
 
 import contextlib
-import json
 import select
 import socket
 import time
@@ -57,6 +56,7 @@ class Orders:
         self._tell = tell
         self._socket: socket.socket | None = None
         self._epoll = select.epoll()
+        self._untold: set[str] = set()
         self._is_over = False
         self._began_ns = 0
         self._numbers = count(1)
@@ -81,8 +81,21 @@ class Orders:
         """Something else holds for a dimension from now on: it has another process."""
         self._sources[name] |= facts
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # it has died: the next one is told all
-                service.send(self._socket, self._facts({name: self._sources[name]}))
+            self._untold.add(name)
+            self._tell_facts(self._socket)
+
+    def _tell_facts(self, snapshotter: socket.socket) -> None:
+        """Send what has changed; if there is no room for it now, it is sent as it is then when there is."""
+        if not self._untold:
+            return
+        try:
+            service.send(snapshotter, self._facts({name: self._sources[name] for name in sorted(self._untold)}))
+            self._untold.clear()
+        except (BrokenPipeError, ConnectionResetError):  # it has died: the next one is told all
+            self._untold.clear()
+        except OSError:
+            pass  # it is busy
+        self._epoll.modify(snapshotter, select.EPOLLIN | (select.EPOLLOUT if self._untold else 0))
 
     def order(self, name: str, why: str, process: Mapping[str, Any] | None = None) -> int:
         """Ask for a snapshot of a dimension; returns the number under which :meth:`result` knows it.
@@ -97,6 +110,7 @@ class Orders:
         try:
             self.engage()
             assert self._socket is not None
+            self._tell_facts(self._socket)  # before the order, as they have come about
             number = next(self._numbers)
             service.send(self._socket, {"number": number, "dimension": name, "why": why, "process": process or {}})
         except OSError as error:
@@ -130,7 +144,9 @@ class Orders:
 
     def hear(self) -> None:
         """Take what the snapshotter has to say; returns at once if that is nothing."""
-        while self._socket is not None and self._epoll.poll(0):
+        if self._socket is not None:
+            self._tell_facts(self._socket)
+        while self._socket is not None and any(event & ~select.EPOLLOUT for _, event in self._epoll.poll(0)):
             try:
                 message, _ = service.receive(self._socket)
             except OSError:
@@ -165,6 +181,7 @@ class Orders:
         self._epoll.unregister(self._socket)
         self._socket.close()
         self._socket = None
+        self._untold.clear()
         for name in self._sources:
             with contextlib.suppress(FileNotFoundError):
                 self._switch(name, "0")
@@ -192,9 +209,3 @@ class Orders:
         cell = self._sources[name]["cell"]
         if cell is not None:
             Path(cell, "cgroup.freeze").write_text(value)
-
-
-def tell(client: socket.socket, message: dict[str, Any]) -> None:
-    """Send without waiting; who has gone away, or does not read, does not want to know."""
-    with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-        client.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)

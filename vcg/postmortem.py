@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vcg import snapshot
 from vcg.errors import RunError
+from vcg.printable import printable
 from vcg.quantities import show_duration
 
 WINDOWS_SHOWN = 10
@@ -41,12 +42,12 @@ def show_all(directory: Path, console: Console, *, as_json: bool) -> None:
         console.print(f"no snapshots in {directory} (another place: --directory PATH)", markup=False, soft_wrap=True)
         return
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", "testbed", "why", "detail"):
+    for heading in ("snapshot", "testbed", "why", "detail"):
         table.add_column(heading, no_wrap=heading != "detail")
     table.add_column("size", justify="right", no_wrap=True)
     for row in rows:
         cells = (row["name"], row["testbed"], row["why"], row["detail"])
-        table.add_row(*(escape(str(cell)) for cell in cells), _size(row["bytes"]))
+        table.add_row(*(escape(printable(str(cell))) for cell in cells), _size(row["bytes"]))
     console.print(table)
     console.print(f"in {directory}, {_size(sum(row['bytes'] for row in rows))} in all", markup=False, soft_wrap=True)
 
@@ -73,7 +74,8 @@ def show(path: Path, console: Console, *, as_json: bool) -> None:
     folder = path if path.is_dir() else path.parent
     process, contents = papers["process"], papers["contents"]
     detail = f": {papers['detail']}" if papers["detail"] else ""
-    console.print(f"[bold]{papers['dimension']}[/] of {escape(papers['testbed'])}, {papers['why']}{escape(detail)}")
+    about = printable(f" of {papers['testbed']}, {papers['why']}{detail}")
+    console.print(f"[bold]{papers['dimension']}[/]{escape(about)}")
     since = ""
     if papers["run_start_ns"] and papers["monotonic_ns"] > papers["run_start_ns"]:
         since = f", {show_duration(papers['monotonic_ns'] - papers['run_start_ns'])} after the start"
@@ -82,10 +84,11 @@ def show(path: Path, console: Console, *, as_json: bool) -> None:
     console.print(f"{papers['utc']}{since}; {held}{rest}")
     console.print(f"epoch {papers['epoch']}, generation {papers['generation']}, pid {process['pid']}")
     if process.get("said"):
-        console.print(process["said"], markup=False, style="dim")
+        console.print(printable(process["said"]), markup=False, style="dim")
     console.print(f"{contents['file']}: {contents['method']}")
     if contents.get("omitted"):
-        console.print(f"left out of it: {contents['omitted']}; {contents['omitted_first'][0]}", markup=False)
+        first = printable(contents["omitted_first"][0])
+        console.print(f"left out of it: {contents['omitted']}; {first}", markup=False)
     _show_windows(papers["windows"], console)
     account = papers["ledger"]["account"]
     told = ", ".join(f"{field} {value}" for field, value in account.items() if value)
@@ -122,7 +125,7 @@ def _show_lines(title: str, lines: list[str], console: Console) -> None:
     if lines:
         console.print(f"\n[bold]{title}[/]")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def _size(size_bytes: int) -> str:

@@ -30,6 +30,7 @@ from vcg import floor, gatefloor, service, state
 from vcg.errors import HostError, RunError
 from vcg.linux import numa, seccomp
 from vcg.plan import Plan, make
+from vcg.printable import printable
 from vcg.regions import Regions
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Run:
             ``amplitude``; complete up to the last call of :meth:`check` or :meth:`halt`.
         restarts: processes of dimensions that failed and were to be replaced, each with the dimension's ``name``, the
             ``generation`` of the next, ``how`` it ended and its last words (``message``), when that was
-            (``died_ns``), and when the next one was there (``up_ns``; None: not yet).
+            (``died_ns``), and when the next one was there (``up_ns``; None: not yet). Of those that came while nobody
+            asked for them (:meth:`check`) a thousand pieces of news are kept: the generations tell what is left out.
         snapshots: those that were taken, each with the ``dimension``, ``why``, its ``path`` and ``bytes``, how long it
             ``took_ns`` and the dimension was ``frozen_for_ns``; or the ``error`` that kept it from being taken.
         lost_services: services that have died without the run having to end: ``name``, ``how``, ``at_ns``.
@@ -254,8 +256,9 @@ class Run:
                 self._note_death(message)
             case "restarted":
                 self.dimension_pids[message["who"]] = message["pid"]
-                died = next(one for one in reversed(self.restarts) if one["name"] == message["who"])
-                died["up_ns"] = message["at_ns"]
+                life = (message["who"], message["generation"])
+                for died in (one for one in self.restarts if (one["name"], one["generation"]) == life):
+                    died["up_ns"] = message["at_ns"]
             case "snapshot":
                 self.snapshots.append({field: value for field, value in message.items() if field in _OF_SNAPSHOT})
             case "retuned":
@@ -268,8 +271,8 @@ class Run:
         who, how, said, at_ns = (message[key] for key in ("who", "how", "message", "at_ns"))
         match message["then"]:
             case "restart":
-                before = sum(one["name"] == who for one in self.restarts)
-                news = {"generation": before + 2, "how": how, "message": said, "died_ns": at_ns, "up_ns": None}
+                generation = message["generation"] + 1
+                news = {"generation": generation, "how": how, "message": said, "died_ns": at_ns, "up_ns": None}
                 self.restarts.append({"name": who, **news})
             case "go on":
                 self.service_pids.pop(who, None)
@@ -305,14 +308,17 @@ class Run:
             code = self._process.wait()
         if code != 0 or not orderly:
             problems.append(f"the supervisor ended with {code}, before it had taken the run down")
-            problems += state.clear(Path(self.plan.state_root))
+            try:
+                problems += state.clear(Path(self.plan.state_root))
+            except (RunError, OSError) as error:
+                problems.append(f"what it may have left was not cleared away: {error}")
         return problems
 
 
 def told_of(snapshot: Mapping[str, Any]) -> str:
     """One of :attr:`Run.snapshots` in a line."""
     if "error" in snapshot:
-        return str(snapshot["error"])
+        return printable(str(snapshot["error"]))
     return f"snapshot of {snapshot['dimension']} ({snapshot['why']}): vcg snapshot --show {snapshot['path']}"
 
 

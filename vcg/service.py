@@ -9,12 +9,14 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vcg import shm
 from vcg.linux import futex, prctl
@@ -22,6 +24,8 @@ from vcg.plan import Plan
 
 _MESSAGE_BYTES = 1 << 20
 _MAX_FDS = 64
+NEWS_KEPT = 1000
+"""So many pieces of news wait at most for who does not read them."""
 
 
 def spawn(module: str, plan_fd: int, control_fd: int, more_fds: Sequence[int] = ()) -> tuple[int, socket.socket]:
@@ -84,6 +88,87 @@ def receive(source: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % size])
     return (json.loads(data) if data else None), list(fds)
+
+
+class _Message(NamedTuple):
+    content: bytes
+    fds: Sequence[int]
+    is_news: bool
+
+
+class Outbox:
+    """Our messages to a process that may not read them, such as one that was stopped: nobody ever waits for it.
+
+    What it has no room for waits here, in order. Answers are never lost. Of news only the newest :data:`NEWS_KEPT`
+    wait; the older ones go.
+
+    Args:
+        to: a connected socket without a timeout; closed by whoever made it.
+    """
+
+    def __init__(self, to: socket.socket) -> None:
+        self.socket = to
+        self._waiting: deque[_Message] = deque()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to :meth:`flush` when the socket becomes writable."""
+        return bool(self._waiting)
+
+    def offer(self, message: dict[str, Any]) -> None:
+        """Send a message now or not at all.
+
+        Raises:
+            BlockingIOError: there is no room for it.
+            BrokenPipeError, ConnectionResetError: the other side is gone.
+        """
+        self.flush()
+        if self._waiting:
+            raise BlockingIOError
+        self._send(_Message(json.dumps(message).encode(), (), is_news=True))
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Have some news sent."""
+        news = [waiting for waiting in self._waiting if waiting.is_news]
+        if len(news) >= NEWS_KEPT:
+            self._waiting.remove(news[0])
+        self._post(_Message(json.dumps(message).encode(), (), is_news=True))
+
+    def answer(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Have something sent that the other side waits for, or could not do without.
+
+        Args:
+            fds: descriptors that go with it; they have to stay open.
+        """
+        self._post(_Message(json.dumps(message).encode(), fds, is_news=False))
+
+    def flush(self) -> None:
+        """Send what there is room for now."""
+        try:
+            while self._waiting:
+                self._send(self._waiting[0])
+                self._waiting.popleft()
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError):  # who has gone away does not want to know
+            self._waiting.clear()
+
+    def deliver(self) -> None:
+        """Wait until the other side has taken everything, or is gone: for who has nothing else to do any more."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLOUT)
+        while self._waiting:
+            poll.poll()
+            self.flush()
+
+    def _post(self, message: _Message) -> None:
+        self._waiting.append(message)
+        self.flush()
+
+    def _send(self, message: _Message) -> None:
+        # Before Python 3.12 socket.send_fds() forgets its flags.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", message.fds))]
+        self.socket.sendmsg([message.content], rights if message.fds else (), socket.MSG_DONTWAIT)
 
 
 def wait_for_other(control: memoryview, phase: int) -> int:

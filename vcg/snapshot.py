@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,26 @@ FOLDER = "snapshots"
 PAPERS = "snapshot.json"
 LOG = "workload.log"
 _NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[a-z][a-z0-9_]*-[a-z]+")
+_PAPERS: dict[str, type] = {
+    "dimension": str,
+    "why": str,
+    "detail": str,
+    "utc": str,
+    "monotonic_ns": int,
+    "run_start_ns": int,
+    "testbed": str,
+    "epoch": int,
+    "generation": int,
+    "process": dict,
+    "at_rest": bool,
+    "frozen_for_ns": int,
+    "contents": dict,
+    "open": list,
+    "windows": list,
+    "ledger": dict,
+    "kernel": dict,
+}
+"""What has to be in the papers for somebody to make sense of them."""
 _BLOCK_BYTES = 512
 """Unit of ``st_blocks`` (stat(2))."""
 
@@ -91,6 +111,8 @@ def read_papers(path: Path) -> dict[str, Any]:
         raise RunError(f"{folder / PAPERS}: damaged: {error}") from None
     if not isinstance(papers, dict) or "dimension" not in papers:
         raise RunError(f"{folder / PAPERS}: not of a snapshot")
+    if wrong := [field for field, kind in _PAPERS.items() if not isinstance(papers.get(field), kind)]:
+        raise RunError(f"{folder / PAPERS}: damaged: {', '.join(wrong)}: missing, or not as they were written")
     return papers
 
 
@@ -104,11 +126,47 @@ def is_complete(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def make_room(directory: Path, need_bytes: int, quota_bytes: int, run: str) -> list[Path]:
-    """Remove the oldest snapshots until there is room in the quota.
+def expect_to_fit(need_bytes: int, quota_bytes: int) -> None:
+    """Refuse what would not fit into an empty quota.
+
+    Raises:
+        RunError: so large it is.
+    """
+    if need_bytes > quota_bytes:
+        raise RunError(
+            f"it takes {-(-need_bytes >> 20)} MiB, more than all of snapshots.quota ({quota_bytes >> 20} MiB): "
+            "make the quota larger, or the dimension smaller"
+        )
+
+
+def in_the_way(kept: Sequence[Snapshot], dimension: str, need_bytes: int, quota_bytes: int) -> list[Snapshot]:
+    """Which snapshots have to go so that another one has room in the quota.
+
+    As long as its dimension would have more than its share, it is the oldest of its own: so no dimension, however often
+    it fails, can push out what is known of the others. Then it is the oldest of all. A share is the quota divided by
+    the number of dimensions that have snapshots, with this one.
 
     Args:
-        need_bytes: what is to come.
+        kept: all of them, oldest first.
+        dimension, need_bytes: of the other one.
+    """
+    share_bytes = quota_bytes // len({dimension, *(one.dimension for one in kept)})
+    own = [one for one in kept if one.dimension == dimension]
+    total_bytes, own_bytes = (need_bytes + sum(one.bytes for one in some) for some in (kept, own))
+    going: list[Snapshot] = []
+    while total_bytes > quota_bytes and len(going) < len(kept):
+        is_greedy = own_bytes > share_bytes and any(one not in going for one in own)
+        oldest = next(one for one in (own if is_greedy else kept) if one not in going)
+        going.append(oldest)
+        total_bytes -= oldest.bytes
+        own_bytes -= oldest.bytes if oldest.dimension == dimension else 0
+    return going
+
+
+def make_room(directory: Path, dimension: str, need_bytes: int, quota_bytes: int, run: str) -> list[Path]:
+    """Remove snapshots until there is room in the quota for another one, see :func:`in_the_way`.
+
+    Args:
         run: of the run that makes room, see :func:`run_name`.
 
     Returns:
@@ -117,21 +175,29 @@ def make_room(directory: Path, need_bytes: int, quota_bytes: int, run: str) -> l
     Raises:
         RunError: it would not fit into an empty quota; nothing has been removed.
     """
-    if need_bytes > quota_bytes:
-        raise RunError(
-            f"it takes {-(-need_bytes >> 20)} MiB, more than all of snapshots.quota ({quota_bytes >> 20} MiB): "
-            "make the quota larger, or the dimension smaller"
-        )
+    expect_to_fit(need_bytes, quota_bytes)
+    going = [one.path for one in in_the_way(listed(directory), dimension, need_bytes, quota_bytes)]
+    for path in going:
+        _discard(path, run)
+    return going
+
+
+def give_up_for(directory: Path, need_bytes: int, run: str) -> bool:
+    """The disk is full: remove the oldest snapshot, and further ones until so much is free.
+
+    None is removed if the disk would still have less than that free without all of them.
+
+    Returns:
+        Whether there is more room now.
+    """
     kept = listed(directory)
-    total_bytes = sum(one.bytes for one in kept)
-    removed = []
-    for oldest in kept:
-        if total_bytes + need_bytes <= quota_bytes:
+    if not kept or _free_bytes(directory) + sum(one.bytes for one in kept) < need_bytes:
+        return False
+    for number, oldest in enumerate(kept):
+        if number and _free_bytes(directory) >= need_bytes:
             break
         _discard(oldest.path, run)
-        removed.append(oldest.path)
-        total_bytes -= oldest.bytes
-    return removed
+    return True
 
 
 class Part:
@@ -195,6 +261,11 @@ def _entries(directory: Path) -> Iterator[Path]:
         yield from list(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def _free_bytes(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bfree * found.f_frsize  # what is reserved for root, too
 
 
 def _allocated_bytes(folder: Path) -> int:

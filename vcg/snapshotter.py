@@ -24,6 +24,7 @@ filesystem only while it copies it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -235,19 +236,31 @@ class Snapshotter:
     # ── taking one ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, d: DimensionPlan, why: str, detail: str, process: Mapping[str, Any]) -> dict[str, Any]:
-        """Take one; what there is to say about it.
+        """Take one; what there is to say about it. Where the disk is full, old ones are given up for it.
 
         Raises:
             RunError: it is larger than the quota, or cannot be packed.
-            OSError: ENOSPC and whatever else the copying meets.
+            OSError: ENOSPC, if that would not help, and whatever else the copying meets.
         """
+        begun_ns = clock.now_ns()
+        while True:
+            self._step(d, "sync")
+            most_bytes = self._sync_and_measure(self._sources[d.name]) + PAPERS_BYTES
+            snapshot.expect_to_fit(most_bytes, self.plan.snapshots.quota_bytes)
+            try:
+                taken = self._take(d, why, detail, process)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not snapshot.give_up_for(self.directory, most_bytes, self._run):
+                    raise
+            else:
+                return {**taken, "took_ns": clock.now_ns() - begun_ns}
+
+    def _take(self, d: DimensionPlan, why: str, detail: str, process: Mapping[str, Any]) -> dict[str, Any]:
+        """As :meth:`take`, with the room that there is. It costs no other one unless it is whole itself."""
         begun_ns, at = clock.now_ns(), datetime.now(UTC)
-        source, limits = self._sources[d.name], self.plan.snapshots
+        source = self._sources[d.name]
         name = snapshot.name_of(at, d.name, why)
         with Part(self.directory, name, self._run) as part:
-            self._step(d, "sync")
-            most_bytes = self._sync_and_measure(source) + PAPERS_BYTES
-            snapshot.make_room(self.directory, most_bytes, limits.quota_bytes, self._run)
             self._step(d, "freeze")
             freeze_ns = clock.now_ns()
             with self._frozen(d.name) as is_at_rest:
@@ -285,14 +298,13 @@ class Snapshotter:
             }
             part.write(snapshot.PAPERS, json.dumps(papers).encode())
             size_bytes = part.allocated_bytes()
-            snapshot.make_room(self.directory, size_bytes, limits.quota_bytes, self._run)
+            snapshot.make_room(self.directory, d.name, size_bytes, self.plan.snapshots.quota_bytes, self._run)
             self._step(d, "seal")
             path = part.seal()
         return {
             "path": str(path),
             "bytes": size_bytes,
             "frozen_for_ns": thawed_ns - freeze_ns,
-            "took_ns": clock.now_ns() - begun_ns,
         }
 
     def _step(self, d: DimensionPlan, name: str) -> None:
@@ -314,7 +326,7 @@ class Snapshotter:
         """Freeze a dimension in the block, unless the next order is for it; yields whether all of it came to rest.
 
         A task in the middle of a system call freezes at its end. One that has not come to that after some time is what
-        the snapshot may be about: it is taken as things are.
+        the snapshot may be about: it is taken as things are. After a failure it is still frozen, for another attempt.
         """
         cell = self._sources[name].cell
         if cell is None:
@@ -329,7 +341,7 @@ class Snapshotter:
             yield is_at_rest
         finally:
             group.close()
-            self._thaw(name)
+        self._thaw(name)
 
     def _thaw(self, name: str) -> None:
         """Let a dimension go on, unless it is to be frozen again already.
@@ -367,6 +379,7 @@ class Snapshotter:
 
         Raises:
             RunError: zstd is not here, or complains.
+            OSError: ENOSPC.
         """
         name, quota_bytes = file_of(d), self.plan.snapshots.quota_bytes
         with closing(part.create(name)) as target, opened(source.root, os.O_RDONLY | os.O_DIRECTORY) as root:
@@ -386,6 +399,8 @@ class Snapshotter:
                 except BrokenPipeError:  # it has ended, and says why
                     pass
                 complaints = zstd.stderr.read().decode(errors="replace").strip()
+            if zstd.returncode != 0 and os.strerror(errno.ENOSPC) in complaints:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part.path / name))
             if zstd.returncode != 0:
                 raise RunError(f"{_ZSTD[0]} ended with {zstd.returncode}: {complaints or 'larger than the quota'}")
         return {"file": name, "method": "tar, zstd", "omitted": writer.omitted, "omitted_first": writer.told}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import json
 import linecache
 import os
 import selectors
@@ -132,7 +131,7 @@ class Supervisor:
     """One run, from nothing to nothing."""
 
     def __init__(
-        self, plan: Plan, state: StateRoot, client: socket.socket, filters: Mapping[str, bytes] | None = None
+        self, plan: Plan, state: StateRoot, client: service.Outbox, filters: Mapping[str, bytes] | None = None
     ) -> None:
         self.plan = plan
         self.state = state
@@ -265,8 +264,7 @@ class Supervisor:
         gauges_fd = self._await_service("gauges", gauges)
         self.regions += [gauges_fd, *status_fds]
         subjects = {d.name: self._subject(d, images.get(d.name)) for d in self.plan.dimensions}
-        tell = partial(orders.tell, self.client)
-        self._orders = orders.Orders(self._begin_snapshotter, self._began_ns, subjects, tell)
+        self._orders = orders.Orders(self._begin_snapshotter, self._began_ns, subjects, self._tell_of_snapshot)
         if any(d.snapshot for d in self.plan.dimensions):
             self._orders.engage()
         requests = {
@@ -280,7 +278,15 @@ class Supervisor:
         sched.set_fifo(PRIORITY)
 
     def _step(self, name: str) -> None:
-        service.send(self.client, {"event": "step", "name": name})
+        """Name a step of the bring-up to a client that may not read, but has to be there."""
+        with contextlib.suppress(BlockingIOError):
+            self.client.offer({"event": "step", "name": name})
+
+    def _tell_of_snapshot(self, message: dict[str, Any]) -> None:
+        if message["event"] == "step":
+            self._passes(message["name"])
+        else:
+            self.client.tell(message)
 
     def _child(self, name: str) -> Child:
         return next(child for child in self.children if child.name == name)
@@ -429,7 +435,7 @@ class Supervisor:
         pids = {child.name: child.pid for child in self.children}
         own = {d.name: self._uids[d.index] for d in self.plan.dimensions}
         report = {"event": "ready", "pids": pids, "uids": own, "loops": self.loops, "supervisor": os.getpid()}
-        service.send(self.client, report, self.regions)
+        self.client.answer(report, self.regions)
         obey: dict[str, Callable[[], None]] = {"start": self._start, "halt": self._halt}
         signals, wakeup = socket.socketpair()
         signals.setblocking(False)
@@ -437,7 +443,7 @@ class Supervisor:
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         with self._selector as selector, signals, wakeup:
-            selector.register(self.client, selectors.EVENT_READ)
+            selector.register(self.client.socket, selectors.EVENT_READ)
             selector.register(signals, selectors.EVENT_READ)
             selector.register(self._orders, selectors.EVENT_READ)
             for child in self.children:
@@ -449,7 +455,9 @@ class Supervisor:
                 if rest_s == 0 and self._door not in selector.get_map():
                     selector.register(self._door, selectors.EVENT_READ)
                 waits_s = [wait_s for wait_s in (rest_s or None, self._replace()) if wait_s is not None]
-                for key, _ in selector.select(min(waits_s, default=None)):
+                to_client = selectors.EVENT_WRITE if self.client.is_waiting else 0
+                selector.modify(self.client.socket, selectors.EVENT_READ | to_client)
+                for key, events in selector.select(min(waits_s, default=None)):
                     if key.fileobj is signals:
                         with contextlib.suppress(BlockingIOError):
                             signals.recv(4096)
@@ -461,8 +469,10 @@ class Supervisor:
                     elif key.fileobj is self._door:
                         self._door.serve()
                         selector.unregister(self._door)
+                    elif not events & selectors.EVENT_READ:
+                        self.client.flush()
                     else:
-                        message, _ = service.receive(self.client)
+                        message, _ = service.receive(self.client.socket)
                         order = message["do"] if message else "finish"
                         if order == "finish":
                             return
@@ -472,7 +482,7 @@ class Supervisor:
         assert self._control is not None
         start_ns = time.monotonic_ns() + _LEAD_NS
         self._control.enter(Phase.RUN, start_ns)
-        service.send(self.client, {"event": "started", "start_ns": start_ns})
+        self.client.answer({"event": "started", "start_ns": start_ns})
 
     def _halt(self) -> None:
         """Stop the ticks, then wait until no dimension is inside a window."""
@@ -492,7 +502,7 @@ class Supervisor:
         for life in self._lives.values():
             if life.may_be_launched_into:
                 self._record_absence(life)
-        service.send(self.client, {"event": "halted", "busy": busy})
+        self.client.answer({"event": "halted", "busy": busy})
 
     def _is_holding(self) -> bool:
         """Whether a dimension may be held for a snapshot."""
@@ -567,10 +577,7 @@ class Supervisor:
             RunError: there is no such dimension, or it can't be ordered.
         """
         assert self._orders is not None
-        name = request.get("dimension")
-        if name not in self._groups:
-            raise RunError(f"{name}: no dimension of this run: expected one of {', '.join(self._groups)}")
-        return {"number": self._orders.order(str(name), "demand")}, ()
+        return {"number": self._orders.order(control.dimension_of(request, self._groups), "demand")}, ()
 
     def _snapshot_result(self, request: dict[str, Any]) -> control.Answer:
         """What has come of an order.
@@ -579,10 +586,7 @@ class Supervisor:
             RunError: it was never given, or long ago.
         """
         assert self._orders is not None
-        number = request.get("number")
-        if not isinstance(number, int):
-            raise RunError("number: expected that of an order for a snapshot")
-        return {"result": self._orders.result(number)}, ()
+        return {"result": self._orders.result(control.number_of(request))}, ()
 
     def _notify(self, message: dict[str, Any]) -> None:
         """Tell our own client of something that others have asked for.
@@ -591,7 +595,7 @@ class Supervisor:
             RunError: it cannot be told; then it must not be done.
         """
         try:
-            self.client.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+            self.client.offer(message)
         except BlockingIOError:
             raise RunError("the process that began this run does not read its messages: is it stopped?") from None
         except (BrokenPipeError, ConnectionResetError):
@@ -642,8 +646,12 @@ class Supervisor:
             said = "the run can't go on without it, and has been stopped"
             if self._control.phase == Phase.RUN:
                 self._control.enter(Phase.HALT)
-        news = {"event": "died", "who": child.name, "how": how, "message": said, "then": then}
-        service.send(self.client, {**news, "at_ns": time.monotonic_ns()})
+        news: dict[str, Any] = {"event": "died", "who": child.name, "how": how, "message": said, "then": then}
+        news |= {"generation": life.succession.generation if life else 1, "at_ns": time.monotonic_ns()}
+        if then == "stop":
+            self.client.answer(news)
+        else:
+            self.client.tell(news)
 
     def _keep_evidence(self, child: Child, code: int, how: str, said: str) -> None:
         """The process of a dimension has failed: have a snapshot taken, if wanted, and hold what else is in it."""
@@ -659,7 +667,7 @@ class Supervisor:
             self._orders.order(d.name, "death", process)
             self._orders.hold(d.name)
         except (RunError, OSError) as error:
-            orders.tell(self.client, {"event": "snapshot", "dimension": d.name, "why": "crash", "error": str(error)})
+            self.client.tell({"event": "snapshot", "dimension": d.name, "why": "crash", "error": str(error)})
 
     def _close_listener(self) -> None:
         """Nobody accepts subscribers any more: let them be refused, not wait."""
@@ -781,7 +789,7 @@ class Supervisor:
         assert self._orders is not None
         self._orders.update(name, pid=life.pid, generation=generation)
         news = {"event": "restarted", "who": name, "generation": generation, "pid": life.pid}
-        service.send(self.client, {**news, "at_ns": time.monotonic_ns()})
+        self.client.tell({**news, "at_ns": time.monotonic_ns()})
 
     def _kept(self, d: DimensionPlan) -> int:
         """Windows that a dimension has kept so far, by the orchestrator's books."""
@@ -841,9 +849,9 @@ class Supervisor:
         return problems + self.state.reconcile()
 
     def _passes(self, step: str) -> None:
-        """Name a step of the way down to a client that may not listen any more."""
+        """Name a step to a client that may not listen any more."""
         with contextlib.suppress(OSError):
-            self.client.send(json.dumps({"event": "step", "name": step}).encode(), socket.MSG_DONTWAIT)
+            self.client.offer({"event": "step", "name": step})
 
     def _end_processes(self) -> list[str]:
         kill_by_ns = time.monotonic_ns() + int(_LEAVE_S * 1e9)
@@ -908,12 +916,15 @@ def _open_log(root: Path, flags: int) -> int:
 
 
 def _last_lines(root: Path) -> str:
-    """The end of what a program has written to its standard output and error."""
-    fd = _open_log(root, os.O_RDONLY)
+    """The end of what a program has written to its standard output and error, whatever else it did to its log."""
     try:
-        end = os.pread(fd, _TAIL_BYTES, max(0, os.fstat(fd).st_size - _TAIL_BYTES))
-    finally:
-        os.close(fd)
+        fd = _open_log(root, os.O_RDONLY)
+        try:
+            end = os.pread(fd, _TAIL_BYTES, max(0, os.fstat(fd).st_size - _TAIL_BYTES))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"its log could not be read: {error.strerror}"
     return "\n".join(end.decode(errors="replace").splitlines()[-_TAIL_LINES:])
 
 
@@ -1033,12 +1044,12 @@ def _last_words(d: DimensionPlan, error: BaseException) -> str:
 def main(arguments: list[str]) -> None:
     """The process: read the order, build, serve, take down, report."""
     (socket_fd,) = map(int, arguments)
-    client = socket.socket(fileno=socket_fd)
+    client = service.Outbox(socket.socket(fileno=socket_fd))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
     prctl.set_name("vcg:super")
     prctl.adopt_orphans()
-    order, _ = service.receive(client)
+    order, _ = service.receive(client.socket)
     if order is None:
         return
     plan = Plan.from_json(order["plan"])
@@ -1053,17 +1064,20 @@ def main(arguments: list[str]) -> None:
                 supervisor.up()
                 supervisor.serve()
             except Terminated:
-                _report(client, {"event": "failed", "message": "the supervisor was asked to end (SIGTERM)"})
+                client.answer({"event": "failed", "message": "the supervisor was asked to end (SIGTERM)"})
             except (RunError, OSError) as error:
-                _report(client, {"event": "failed", "message": _told(error)})
+                client.answer({"event": "failed", "message": _told(error)})
             finally:
                 leftovers = supervisor.down()
-            _report(client, {"event": "down", "leftovers": leftovers})
+            client.answer({"event": "down", "leftovers": leftovers})
     except Terminated:
         return
     except (RunError, OSError) as error:
-        _report(client, {"event": "failed", "message": _told(error)})
-        _report(client, {"event": "down", "leftovers": []})  # it never came to build anything
+        client.answer({"event": "failed", "message": _told(error)})
+        client.answer({"event": "down", "leftovers": []})  # it never came to build anything
+    if client.is_waiting:  # nothing is left of the run, nor is its state root locked: there is time for this
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        client.deliver()
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -1072,12 +1086,6 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def _told(error: RunError | OSError) -> str:
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-
-
-def _report(client: socket.socket, message: dict[str, Any]) -> None:
-    """Tell the client; one that has gone away does not want to know."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        service.send(client, message)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from vcg import histogram, shm, unit
 from vcg.plan import DimensionPlan, Plan
+from vcg.printable import printable
 from vcg.quantities import format_duration, show_duration
 from vcg.run import Run, told_of
 from vcg.shm import Cause, Outcome
@@ -226,7 +227,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
 def restarts(failures: Iterable[Mapping[str, Any]], start_ns: int) -> Iterator[str]:
     """A line for each process that was to be replaced (:attr:`vcg.run.Run.restarts`)."""
     for one in failures:
-        said = f": {one['message'].splitlines()[0]}" if one["message"] else ""
+        said = f": {printable(one['message'].splitlines()[0])}" if one["message"] else ""
         then = "the run ended before another could take its place"
         if one["up_ns"] is not None:
             after = show_duration(max(1, one["up_ns"] - one["died_ns"]))

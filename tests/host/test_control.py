@@ -8,6 +8,7 @@ import selectors
 import socket
 import stat
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,44 @@ def test_only_so_many_are_served_and_the_next_is_told(door: Door, path: Path) ->
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_without_the_limit_of_their_number_each_client_of_a_flood_costs_a_descriptor(
+    door: Door, path: Path, monkeypatch: pytest.MonkeyPatch, is_limited: bool
+) -> None:
+    if not is_limited:
+        monkeypatch.setattr(control, "CLIENTS", 1000)
+    flood = 5 * CLIENTS
+    before = descriptors()
+    clients = []
+    try:
+        for _ in range(flood):
+            clients.append(connect(path))
+            serve(door)
+        held = descriptors() - before - flood
+    finally:
+        for client in clients:
+            client.close()
+    assert held == (CLIENTS if is_limited else flood)
+
+
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_without_the_limit_of_their_size_requests_make_their_owner_grow(
+    door: Door, path: Path, monkeypatch: pytest.MonkeyPatch, is_limited: bool
+) -> None:
+    if not is_limited:
+        monkeypatch.setattr(control, "REQUEST_BYTES", 1 << 20)
+    raw = b'{"do": "echo", "say": 1, "more": [' + b"[]," * 45_000 + b"0]}"
+    with connect(path) as client:
+        tracemalloc.start()
+        try:
+            answer = ask(door, client, raw)
+            grown_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert (answer == {"echo": 1}) != is_limited
+    assert (grown_bytes < 2 << 20) == is_limited
 
 
 def test_who_asks_without_end_does_not_keep_others_waiting(door: Door, path: Path) -> None:

@@ -10,10 +10,11 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import pytest
 
@@ -71,7 +72,7 @@ def silent(client: socket.socket) -> None:
 
 
 def oversize(client: socket.socket) -> None:
-    client.send(b"x" * 150_000)
+    client.send(b'{"do": "attach", "more": [' + b"[]," * 45_000 + b"0]}")
 
 
 def zero_length(client: socket.socket) -> None:
@@ -83,7 +84,7 @@ def deeply_nested(client: socket.socket) -> None:
 
 
 def not_text(client: socket.socket) -> None:
-    client.send(bytes(range(256)))
+    client.send(b'{"do": "\xff"}')
 
 
 KINDS = (never_reads, half_closed, deaf, silent, oversize, zero_length, deeply_nested, not_text)
@@ -143,51 +144,180 @@ def test_a_flood_of_connections_holds_up_nobody(name: str, made: Plan, roots: Ro
         assert_all_go_on(run, roots)
 
 
+WRONG: dict[str, list[bytes]] = {
+    "types": [
+        json.dumps({"do": do, field: value}).encode()
+        for do, field in (("snapshot", "dimension"), ("snapshot result", "number"), ("amplitude", "amplitudes"))
+        for value in (None, True, [], {}, ["d1"], {"d1": []}, {"d1": {}}, {"d1": "2"}, 1.5, -1, "", "\ud800", [[[]]])
+    ],
+    "requests": [json.dumps({"do": do}).encode() for do in ("snapshot", "snapshot result", "amplitude", "", "\0")],
+    "names": [json.dumps({"do": do}).encode() for do in (None, 1, [], {}, ["attach"], {"do": "attach"})],
+    "numbers": [
+        b'{"do": "snapshot result", "number": 1' + b"0" * 4000 + b"}",
+        b'{"do": "snapshot result", "number": 1' + b"0" * 5000 + b"}",
+        b'{"do": "amplitude", "amplitudes": {"d4": 1' + b"0" * 4000 + b"}}",
+        b'{"do": "amplitude", "amplitudes": {"d4": 1e999}}',
+        b'{"do": "amplitude", "amplitudes": {"d4": NaN}}',
+    ],
+    "depths": [
+        b'{"do": "amplitude", "amplitudes": {"d4": ' + b"[" * depth + b"]" * depth + b"}}"
+        for depth in (1, 2, 3, 4, 100, *range(940, 1000))
+    ],
+    "encodings": [
+        json.dumps({"do": "snapshot", "dimension": "d99"}).encode("utf-16"),
+        json.dumps({"do": "snapshot", "dimension": "d99"}).encode("utf-32-be"),
+        b'{"do": "snapshot", "dimension": "\xff\xfe"}',
+        b'\xef\xbb\xbf{"do": "snapshot", "dimension": 7}',
+        b'{"do": "snapshot", "dimension": "d1\x00"}',
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_requests_of_a_wrong_shape_are_answered_with_an_error_and_the_run_goes_on(
+    kind: str, made: Plan, roots: Roots
+) -> None:
+    with Run(made) as run:
+        run.start()
+        for raw in WRONG[kind]:
+            with connect(roots.state_root / "control.sock") as client:
+                client.send(raw)
+                answer, _ = service.receive(client)
+                assert answer is not None, raw
+                assert list(answer) == ["error"], raw
+        assert_all_go_on(run, roots)
+
+
 # ── the same, where the client is trusted ────────────────────────────────────────────────────────────────────────────
 
+ROUNDS = 10
+ANSWER_BYTES = 3000
+GROWN_BYTES = 1 << 20
 
-def trusting(server: socket.socket) -> None:
-    """Read a request, answer it at length, go on."""
+
+def trusting(clients: list[socket.socket]) -> None:
+    """Take a request of each in turn, whatever comes, however large; answer it; go on."""
     while True:
-        request = json.loads(server.recv(1 << 20))
-        server.send(json.dumps({"answer": "x" * 10_000, "to": request["do"]}).encode())
+        for client in clients:
+            request = json.loads(client.recv(1 << 18))
+            client.send(json.dumps({"answer": "x" * ANSWER_BYTES, "to": request["do"]}).encode())
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with server, client:
-        yield server, client
+def honest(client: socket.socket) -> None:
+    """Asks, and reads the answers."""
+
+    def ask() -> None:
+        for _ in range(ROUNDS):
+            client.send(b'{"do": "attach"}')
+            client.recv(1 << 16)
+
+    threading.Thread(target=ask, daemon=True).start()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_server_that_trusts_its_clients_is_held_or_ended_by_it(
-    kind: Callable[[socket.socket], None], pair: tuple[socket.socket, socket.socket]
-) -> None:
-    server, client = pair
+def asks_and_is_deaf(client: socket.socket) -> None:
+    client.send(b'{"do": "attach"}')
+    deaf(client)
+
+
+def large(client: socket.socket) -> None:
+    oversize(client)
+    honest(client)
+
+
+class Served(NamedTuple):
+    """What became of a server and of who else asked it."""
+
+    answers: int
+    ended: BaseException | None
+    grown_bytes: int
+
+
+def serve_beside(kind: Callable[[socket.socket], None], pairs: list[tuple[socket.socket, socket.socket]]) -> Served:
+    """Let a trusting server have a client of some kind, and beside it one that asks :data:`ROUNDS` times in order."""
+    (_, client), (_, bystander) = pairs
     ended: list[BaseException] = []
 
     def serve() -> None:
         try:
-            trusting(server)
+            trusting([server for server, _ in pairs])
         except BaseException as error:
             ended.append(error)
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    kind(client)
-    if kind is deaf:
-        client.send(b'{"do": "attach"}')
-    thread.join(HELD_S)
-    is_held = thread.is_alive()
-    assert is_held or ended
-    if is_held:  # it serves nobody else meanwhile: whoever asks now gets no answer of his own
-        client.shutdown(socket.SHUT_RDWR)
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(PATIENCE_S)
+    bystander.settimeout(HELD_S)
+    answers = 0
+    tracemalloc.start()
+    try:
+        kind(client)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with suppress(TimeoutError):
+            for _ in range(ROUNDS):
+                bystander.send(b'{"do": "attach"}')
+                answers += bool(bystander.recv(1 << 16))
+        thread.join(0 if answers == ROUNDS else HELD_S)
+        came_to_end = ended[0] if ended else None
+        grown_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    for pair in pairs:  # whoever held it goes away
+        for end in pair:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
-    expected: dict[Any, tuple[type[BaseException], ...]] = {deeply_nested: (RecursionError,), not_text: (ValueError,)}
-    assert is_held or isinstance(ended[0], expected.get(kind, (ValueError, OSError, TypeError)))
+    return Served(answers, came_to_end, grown_bytes)
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """A server's ends and its clients' ends of two connections; the server's have room for one answer or two."""
+    with ExitStack() as stack:
+        made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+        for server, client in made:
+            stack.enter_context(server).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * ANSWER_BYTES)
+            stack.enter_context(client)
+        yield made
+
+
+Pairs = list[tuple[socket.socket, socket.socket]]
+
+
+def test_a_server_that_trusts_its_clients_serves_the_honest_ones(pairs: Pairs) -> None:
+    """What the others are held against."""
+    served = serve_beside(honest, pairs)
+    assert (served.answers, served.ended) == (ROUNDS, None)
+    assert served.grown_bytes < GROWN_BYTES
+
+
+@pytest.mark.parametrize("kind", [silent, never_reads], ids=lambda kind: kind.__name__)
+def test_a_server_that_waits_for_its_clients_is_held_by_one(
+    kind: Callable[[socket.socket], None], pairs: Pairs
+) -> None:
+    served = serve_beside(kind, pairs)
+    assert served.answers < ROUNDS
+    assert served.ended is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (half_closed, json.JSONDecodeError),
+        (zero_length, json.JSONDecodeError),
+        (asks_and_is_deaf, BrokenPipeError),
+        (deeply_nested, RecursionError),
+        (not_text, UnicodeDecodeError),
+    ],
+)
+def test_a_server_that_believes_its_clients_is_ended_by_one(
+    kind: Callable[[socket.socket], None], error: type[Exception], pairs: Pairs
+) -> None:
+    served = serve_beside(kind, pairs)
+    assert served.answers < ROUNDS
+    assert type(served.ended) is error
+
+
+def test_a_server_that_takes_any_size_grows_with_its_client(pairs: Pairs) -> None:
+    assert serve_beside(large, pairs).grown_bytes > GROWN_BYTES
 
 
 def test_a_message_with_descriptors_leaves_none_behind(made: Plan, roots: Roots) -> None:

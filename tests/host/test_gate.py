@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from vcg import audit, config, gate, plan, shm, supervisor
+from vcg import audit, config, gate, plan, service, shm, supervisor
 from vcg.attach import Attached
 from vcg.errors import RunError
 from vcg.linux import cgroup, numa
@@ -416,5 +416,5 @@ def test_without_a_v2_tree_nothing_is_built(
     with ours, theirs, StateRoot(roots.state_root) as state:
         before = sorted(roots.state_root.iterdir())
         with pytest.raises(RunError, match="d1: the freezer gate needs a cgroup v2 tree, none is mounted"):
-            supervisor.Supervisor(resolve(SPIN), state, ours).up()
+            supervisor.Supervisor(resolve(SPIN), state, service.Outbox(ours)).up()
         assert sorted(roots.state_root.iterdir()) == before

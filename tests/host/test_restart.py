@@ -439,6 +439,78 @@ def test_a_program_that_has_done_its_work_is_not_launched_again(testbed: Testbed
         assert_one_record_each(story)
 
 
+def test_a_program_whose_log_is_not_to_be_trusted_any_more_fails_alone(testbed: Testbed) -> None:
+    script = "ln /log/workload.log /data/x; exit 1"
+    program = {**SHELL, "exec": ["/usr/bin/dash", "-c", script], "restart": {**AGAIN, "limit": 99}}
+    with story_of(testbed("6ms", d1=HONEST, d2=program)) as story:
+        story.until(lambda: story.run.restarts)
+        story.goes_on("d1", 20)
+        assert story.run.restarts[0]["how"] == "exited with 1"
+        said = "its log could not be read: expected a regular file with one name"
+        assert story.run.restarts[0]["message"] == said
+
+
+def test_the_supervisor_waits_for_no_client_and_what_that_has_not_read_is_told_later(
+    testbed: Testbed, roots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's socket has little room here, and nobody reads it, as if the client had been stopped."""
+    with_little_room(monkeypatch)
+    failing = {"workload": "restart_workloads:fails", "args": {"after": 1}, "restart": {**AGAIN, "limit": 99}}
+    failing["restart"]["backoff"] = "1ms"
+    with Run(testbed(d1=failing, d2=HONEST)) as run:
+        run.start()
+        page, index = run.regions.status["d2"], run.plan.dimensions[0].index
+        deadline = time.monotonic() + PATIENCE_S
+        while run.regions.control[shm.GENERATIONS_AT + index] < 8:
+            assert time.monotonic() < deadline, "nobody brings d1 back any more"
+            time.sleep(0.01)
+        with Attached(roots.state_root) as attached:
+            assert attached.plan == run.plan
+        before = page[shm.STATUS_HEADER.at("head")]
+        time.sleep(0.2)
+        assert page[shm.STATUS_HEADER.at("head")] > before + 20
+        story = Story(run)
+        story.until(lambda: len(run.restarts) > 8)
+        assert [one["generation"] for one in run.restarts] == list(range(2, len(run.restarts) + 2))
+        assert all(one["up_ns"] for one in run.restarts[:7])
+
+
+def test_a_run_whose_client_does_not_read_is_taken_down_all_the_same(
+    testbed: Testbed, roots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_room(monkeypatch)
+    failing = {"workload": "restart_workloads:fails", "args": {"after": 1}, "restart": {**AGAIN, "limit": 9}}
+    failing["restart"]["backoff"] = "1ms"
+    with pytest.raises(RunError, match="asked to end"), Run(testbed(d1=failing, d2=HONEST)) as run:
+        run.start()
+        pid = run.dimension_pids["d2"]
+        index = run.plan.dimensions[0].index
+        deadline = time.monotonic() + PATIENCE_S
+        while run.regions.control[shm.GENERATIONS_AT + index] != 10:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.5)  # d1 has failed for the last time
+        os.kill(run.supervisor_pid, signal.SIGTERM)
+        while Path(f"/proc/{pid}").exists() or (roots.state_root / "run.json").exists():
+            assert time.monotonic() < deadline, "it waits for its client"
+            time.sleep(0.01)
+        Story(run).until(lambda: False)
+    assert [one["generation"] for one in run.restarts] == list(range(2, 11))
+
+
+def with_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the sockets between a client and its supervisor have room for a few messages only."""
+    pair = socket.socketpair
+
+    def narrow(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        both = pair(*arguments)
+        for end in both:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 10)
+        return both
+
+    monkeypatch.setattr(socket, "socketpair", narrow)
+
+
 # ── services ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from vcg.linux import loop, mount, numa
 from vcg.plan import Plan
 from vcg.run import Run
 from vcg.shm import Cause, Outcome
+from vcg.state import StateRoot
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -402,6 +404,22 @@ def test_supervisor_and_client_killed_at_once_are_cleared_by_the_next_start(
     with Run(resolve("default")) as run:
         rows = ran(run, 0.2)
     assert all(rows.values())
+
+
+def test_what_went_wrong_is_not_hidden_by_another_run_that_came_into_the_state_root(
+    resolve: Callable[..., Plan], roots: Roots, child_that: Callable[..., Any]
+) -> None:
+    def occupy() -> None:
+        StateRoot(roots.state_root).__enter__()
+
+    with ExitStack() as stack:
+        with pytest.raises(ZeroDivisionError) as failure, Run(resolve("tmpfs")) as run:
+            os.kill(run.supervisor_pid, signal.SIGKILL)
+            os.waitid(os.P_PID, run.supervisor_pid, os.WEXITED | os.WNOWAIT)
+            stack.enter_context(child_that(occupy))
+            raise ZeroDivisionError
+        assert any("not cleared away: state root" in note for note in failure.value.__notes__)
+    assert state.clear(roots.state_root) == []
 
 
 # ── users ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -443,6 +443,49 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.fixture
+def tight_disk(roots: Roots) -> Iterator[Path]:
+    """A filesystem with room for two snapshots of a few MiB, and not for three."""
+    place = roots.state_root.parent / "tight"
+    place.mkdir()
+    mount.mount("tmpfs", place, "tmpfs", 0, "size=12M")
+    yield place
+    mount.unmount(place, detach=True)
+
+
+@pytest.mark.parametrize("storage", ["ext4", "tmpfs"])
+def test_on_a_full_disk_below_the_quota_the_oldest_make_room(
+    resolve: Callable[..., Plan], roots: Roots, tight_disk: Path, storage: str
+) -> None:
+    made = resolve(storage, snapshots={"directory": str(tight_disk)})
+    with Run(made) as run, Attached(roots.state_root) as attached:
+        Path(f"/proc/{run.dimension_pids['d1']}/root/data/ballast").write_bytes(os.urandom(4 << 20))
+        run.start()
+        taken = [attached.snapshot("d1")["path"] for _ in range(4)]
+        goes_on(run)
+        run.halt()
+    assert [str(one.path) for one in snapshot.listed(tight_disk)] == taken[2:]
+
+
+@pytest.mark.parametrize("storage", ["ext4", "tmpfs"])
+def test_one_for_which_the_disk_has_no_room_at_all_costs_no_other(
+    resolve: Callable[..., Plan], roots: Roots, tight_disk: Path, storage: str
+) -> None:
+    made = resolve(storage, snapshots={"directory": str(tight_disk), "quota": "13M"})
+    with Run(made) as run, Attached(roots.state_root) as attached:
+        ballast = Path(f"/proc/{run.dimension_pids['d1']}/root/data/ballast")
+        ballast.write_bytes(os.urandom(4 << 20))
+        run.start()
+        taken = [attached.snapshot("d1")["path"] for _ in range(2)]
+        ballast.write_bytes(os.urandom(9 << 20))
+        (tight_disk / "of somebody else").write_bytes(bytes(3 << 20))
+        with pytest.raises(RunError, match="No space left on device"):
+            attached.snapshot("d1")
+        goes_on(run)
+        run.halt()
+    assert [str(one.path) for one in snapshot.listed(tight_disk)] == taken
+
+
 # ── death in the middle ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

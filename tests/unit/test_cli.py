@@ -9,12 +9,13 @@ from decimal import Decimal
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from vcg import cli, config, plan
+from vcg import attach, cli, config, plan
 from vcg.errors import ConfigError, RunError
 from vcg.plan import HostShape, Plan
 
@@ -25,7 +26,7 @@ def vcg(*arguments: str) -> Result:
 
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Subcommands of a module: ``group``, ``single``, ``raises``, ``stops`` and ``broken``, which it lacks."""
+    """Subcommands of a module: ``group``, ``single``, ``raises``, ``stops``, ``curses``; and ``broken``, not in it."""
     module = ModuleType("plugins_under_test")
     group = typer.Typer()
 
@@ -45,11 +46,16 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def stops() -> None:
         raise KeyboardInterrupt
 
-    vars(module).update(group=group, single=single, raises=raises, stops=stops)
+    def curses() -> None:
+        error = RunError("d4 exited with 1: \x1b[2J\nover\rwritten")
+        error.add_note("no snapshot: data/\x07")
+        raise error
+
+    vars(module).update(group=group, single=single, raises=raises, stops=stops, curses=curses)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     entries = {
         name: EntryPoint(name, f"{module.__name__}:{name}", cli.PLUGIN_GROUP)
-        for name in ("group", "single", "raises", "stops", "broken")
+        for name in ("group", "single", "raises", "stops", "curses", "broken")
     }
     monkeypatch.setattr(cli, "_plugins", lambda: entries)
     return module
@@ -181,6 +187,46 @@ def test_a_selector_of_nothing_is_refused_with_what_there_is(selector: str) -> N
         cli._select(plan.make(config.load("default"), HostShape((0, 1), {0: 0, 1: 0})), selector)
 
 
+class FakeRun:
+    """A run that goes on, with its snapshots in a place of its own; d2 and d4 cannot be taken."""
+
+    plan = plan.make(config.load("default", {"snapshots.directory": "/srv/mine"}), HostShape((0, 1), {0: 0, 1: 0}))
+
+    def __init__(self, state_root: Path) -> None:
+        assert state_root == Path("/some/root")
+
+    def __enter__(self) -> FakeRun:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def snapshot(self, name: str) -> dict[str, Any]:
+        if name in ("d2", "d4"):
+            raise RunError("no space" if name == "d2" else "d4: no snapshot")
+        return {"dimension": name, "path": f"/x/{name}", "bytes": 1, "took_ns": 1000, "frozen_for_ns": 1000}
+
+
+def test_snapshots_that_were_taken_are_printed_although_others_were_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "Attached", FakeRun)
+    result = vcg("snapshot", "d1-d5", "--state-root", "/some/root", "--json")
+    assert [one["path"] for one in json.loads(result.stdout)["snapshots"]] == ["/x/d1", "/x/d3", "/x/d5"]
+    assert (result.exit_code, result.stderr) == (1, "no space\nd4: no snapshot\n")
+    assert vcg("snapshot", "d1", "--state-root", "/some/root").exit_code == 0
+
+
+def test_snapshots_are_looked_for_where_the_run_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(attach, "Attached", FakeRun)
+    place = ("snapshot", "--list", "--json", "--state-root", "/some/root")
+    assert json.loads(vcg(*place).stdout)["directory"] == "/srv/mine"
+    assert json.loads(vcg(*place, "--directory", "/else").stdout)["directory"] == "/else"
+    assert "/srv/mine/x: no snapshot" in vcg("snapshot", "--show", "x", "--state-root", "/some/root").stderr
+
+
+def test_without_a_run_snapshots_are_looked_for_in_the_state_root(tmp_path: Path) -> None:
+    listed = vcg("snapshot", "--list", "--json", "--state-root", str(tmp_path))
+    assert json.loads(listed.stdout) == {"directory": str(tmp_path / "snapshots"), "snapshots": []}
+
+
 def test_subcommands_of_other_packages_are_reached(plugins: ModuleType) -> None:
     assert vcg("group", "inner", "3").stdout == "inner 3\n"
     assert vcg("single", "x").stdout == "single x\n"
@@ -200,6 +246,10 @@ def test_a_broken_subcommand_is_named_when_used_and_spoils_no_other(plugins: Mod
 def test_errors_of_subcommands_are_one_message(plugins: ModuleType) -> None:
     result = vcg("raises")
     assert (result.exit_code, result.stderr, result.stdout) == (1, "d4: died\n", "")
+
+
+def test_what_a_dimension_wrote_into_an_error_is_shown_and_not_obeyed(plugins: ModuleType) -> None:
+    assert vcg("curses").stderr == "d4 exited with 1: \\x1b[2J\nover\\rwritten\nno snapshot: data/\\x07\n"
 
 
 def test_interrupt_exits_130(plugins: ModuleType) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,3 +77,51 @@ def test_a_wrong_amplitude_is_refused_with_its_name_its_value_and_what_was_expec
     with pytest.raises(RunError) as refused:
         control.amplitudes_of({"do": "amplitude", "amplitudes": wanted}, NAMES)
     assert str(refused.value) == message
+
+
+@given(st.dictionaries(st.sampled_from(["dimension", "number"]), VALUES))
+def test_a_dimension_and_a_number_are_what_they_should_be_or_refused(fields: dict[str, Any]) -> None:
+    request = json.loads(json.dumps({"do": "x", **fields}))
+    for read in (
+        lambda: control.dimension_of(request, NAMES) in NAMES,
+        lambda: type(control.number_of(request)) is int,
+    ):
+        try:
+            assert read()
+        except RunError:
+            continue
+
+
+@pytest.mark.parametrize("name", [None, 1, True, [], {}, ["d1"], {"d1": 1}, "d3", "", "D1"])
+def test_what_is_no_name_of_a_dimension_is_refused(name: Any) -> None:
+    with pytest.raises(RunError, match=r"expected a name|no dimension of this run: expected one of d1, d2, d10"):
+        control.dimension_of({"dimension": name}, NAMES)
+
+
+@pytest.mark.parametrize("number", [None, True, 1.0, "1", [], {}, [1]])
+def test_what_is_no_number_of_an_order_is_refused(number: Any) -> None:
+    with pytest.raises(RunError, match="number: expected that of an order"):
+        control.number_of({"number": number})
+
+
+def further_down(levels: int, act: Callable[[], object]) -> object:
+    """Call something with so many calls around it."""
+    return act() if levels == 0 else further_down(levels - 1, act)
+
+
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a": ', "}")])
+def test_however_deep_a_request_is_nested_it_is_refused_before_anybody_walks_through_it(begin: str, end: str) -> None:
+    """Just below the depth at which the parser gives up, whoever quotes the value would."""
+    deepest = 0
+    for depth in range(1, 1200):
+        value = begin * depth + "1" + end * depth
+        raw = ('{"do": "amplitude", "amplitudes": {"d1": ' + value + "}}").encode()
+        try:
+            request = control.parse(raw)
+        except ValueError as error:
+            assert str(error) in ("nested too deeply", f"expected at most {control.REQUEST_BYTES} bytes")
+            continue
+        deepest = depth
+        with pytest.raises(RunError, match="d1: amplitude"):
+            further_down(5, partial(control.amplitudes_of, request, NAMES))
+    assert deepest == control.NESTED - 2

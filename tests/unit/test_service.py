@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vcg import service, shm
+from vcg.service import NEWS_KEPT, Outbox
 from vcg.shm import Phase
 
 Pair = tuple[socket.socket, socket.socket]
@@ -88,6 +90,110 @@ def test_the_last_words_of_a_side_that_left_messages_unread_are_not_lost(pair: P
     ours.close()
     assert service.receive(theirs) == ({"last": True}, [])
     assert service.receive(theirs) == (None, [])
+
+
+# ── for whom nobody waits ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def received(theirs: socket.socket, box: Outbox) -> list[dict[str, Any]]:
+    """What the other side gets when it reads again, while the box is flushed whenever there is room."""
+    theirs.setblocking(False)
+    messages = []
+    while True:
+        try:
+            message, fds = service.receive(theirs)
+        except BlockingIOError:
+            if not box.is_waiting:
+                return messages
+            box.flush()
+            continue
+        for fd in fds:
+            os.close(fd)
+        assert message is not None
+        messages.append({**message, "fds": len(fds)} if fds else message)
+
+
+def test_to_who_does_not_read_nothing_is_lost_and_nobody_waits(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.settimeout(None)
+    box = Outbox(ours)
+    box.answer({"number": 0}, [0, 1])
+    sent = 1
+    while not box.is_waiting or sent % 100:
+        box.tell({"number": sent})
+        sent += 1
+    box.answer({"number": sent}, [0, 1, 2])
+    expected = [{"number": number} for number in range(sent + 1)]
+    expected[0]["fds"], expected[-1]["fds"] = 2, 3
+    assert received(theirs, box) == expected
+
+
+def test_of_too_much_news_the_oldest_goes_and_no_answer(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.settimeout(None)
+    box = Outbox(ours)
+    at_once = 0
+    while not box.is_waiting:
+        box.tell({"number": at_once})
+        at_once += 1
+    box.answer({"number": "first"})
+    for number in range(at_once, at_once + 2 * NEWS_KEPT):
+        box.tell({"number": number})
+    box.answer({"number": "last"})
+    numbers = [message["number"] for message in received(theirs, box)]
+    newest = list(range(at_once + NEWS_KEPT, at_once + 2 * NEWS_KEPT))
+    assert numbers == [*range(at_once - 1), "first", *newest, "last"]
+
+
+def test_an_offer_is_taken_at_once_or_not_at_all_and_overtakes_nobody(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.settimeout(None)
+    box = Outbox(ours)
+    box.offer({"number": 0})
+    assert service.receive(theirs) == ({"number": 0}, [])
+    while not box.is_waiting:
+        box.tell({"fill": "x"})
+    with pytest.raises(BlockingIOError):
+        box.offer({"number": 1})
+    assert {"number": 1} not in received(theirs, box)
+    box.offer({"number": 2})
+
+
+def test_who_has_gone_away_is_told_nothing_more(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.settimeout(None)
+    box = Outbox(ours)
+    while not box.is_waiting:
+        box.tell({"fill": "x"})
+    theirs.close()
+    box.deliver()
+    assert not box.is_waiting
+    box.answer({"number": 1})
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        box.offer({"number": 2})
+
+
+def test_at_the_end_one_can_wait_until_all_is_taken(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.settimeout(None)
+    box = Outbox(ours)
+    sent = 0
+    while not box.is_waiting:
+        box.tell({"number": sent})
+        sent += 1
+    numbers: list[int] = []
+
+    def read() -> None:
+        while len(numbers) < sent:
+            message, _ = service.receive(theirs)
+            assert message is not None
+            numbers.append(message["number"])
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    box.deliver()
+    thread.join()
+    assert numbers == list(range(sent))
 
 
 def test_a_change_of_credits_is_complete_before_it_is_announced() -> None:

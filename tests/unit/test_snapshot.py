@@ -14,19 +14,25 @@ from hypothesis import strategies as st
 
 from vcg import snapshot
 from vcg.errors import RunError
-from vcg.snapshot import PAPERS, Part
+from vcg.snapshot import PAPERS, Part, Snapshot
 
 RUN = snapshot.run_name(4711, 3)
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 KIB = 1024
+BLANK = {field: kind() for field, kind in snapshot._PAPERS.items()}
 
 
 def make(directory: Path, number: int, size_bytes: int = 0, why: str = "crash") -> Path:
     """A whole snapshot, the later the higher its number."""
     with Part(directory, snapshot.name_of(BEGIN + timedelta(seconds=number), "d4", why), RUN) as part:
-        part.write(PAPERS, json.dumps({"dimension": "d4", "number": number}).encode())
+        part.write(PAPERS, json.dumps({**BLANK, "dimension": "d4", "epoch": number}).encode())
         part.write("d4.img", os.urandom(size_bytes))
         return part.seal()
+
+
+def one_of(dimension: str, number: int, size_bytes: int) -> Snapshot:
+    """A snapshot that is nowhere on the disk."""
+    return Snapshot(Path(snapshot.name_of(BEGIN + timedelta(seconds=number), dimension, "crash")), size_bytes)
 
 
 def names(directory: Path) -> list[str]:
@@ -43,7 +49,7 @@ def test_what_is_sealed_is_listed_with_what_it_holds(tmp_path: Path) -> None:
     second, first = make(tmp_path / "deep" / "er", 2, 8 * KIB), make(tmp_path / "deep" / "er", 1)
     one, two = snapshot.listed(tmp_path / "deep" / "er")
     assert (one.path, two.path) == (first, second)
-    assert (two.dimension, two.why, two.papers()["number"]) == ("d4", "crash", 2)
+    assert (two.dimension, two.why, two.papers()["epoch"]) == ("d4", "crash", 2)
     assert two.bytes >= 8 * KIB > one.bytes
     assert [path.stat().st_mode & 0o777 for path in (second, second / "d4.img", second.parent)] == [0o700, 0o600, 0o700]
 
@@ -87,10 +93,10 @@ def test_room_is_made_from_the_oldest_on_and_for_no_more_than_is_needed(
         need_bytes, quota_bytes = need * KIB, quota * KIB
         if need > quota:
             with pytest.raises(RunError, match=r"more than all of snapshots\.quota"):
-                snapshot.make_room(place, need_bytes, quota_bytes, RUN)
+                snapshot.make_room(place, "d4", need_bytes, quota_bytes, RUN)
             assert snapshot.listed(place) == before
             return
-        removed = snapshot.make_room(place, need_bytes, quota_bytes, RUN)
+        removed = snapshot.make_room(place, "d4", need_bytes, quota_bytes, RUN)
         after = snapshot.listed(place)
         assert removed == [one.path for one in before[: len(removed)]]
         assert after == before[len(removed) :]
@@ -98,6 +104,62 @@ def test_room_is_made_from_the_oldest_on_and_for_no_more_than_is_needed(
         assert kept + need_bytes <= quota_bytes or not after
         assert not removed or kept + before[len(removed) - 1].bytes + need_bytes > quota_bytes
         assert names(place) == [one.path.name for one in after]
+
+
+KEPT = st.lists(st.tuples(st.sampled_from(["d1", "d2", "d3"]), st.integers(1, 50)), max_size=12)
+
+
+@given(KEPT, st.integers(1, 50), st.integers(50, 300))
+def test_who_has_more_than_its_share_gives_up_its_own_before_others_lose_theirs(
+    sizes: list[tuple[str, int]], need: int, quota: int
+) -> None:
+    kept = [one_of(name, number, size) for number, (name, size) in enumerate(sizes)]
+    going = snapshot.in_the_way(kept, "d1", need, quota)
+    staying = [one for one in kept if one not in going]
+    assert len(going) == len(set(going))
+    assert sum(one.bytes for one in staying) + need <= quota
+    own, others = ([one for one in kept if (one.dimension == "d1") is mine] for mine in (True, False))
+    assert [one for one in own if one in going] == own[: sum(one in going for one in own)]
+    assert [one for one in others if one in going] == others[: sum(one in going for one in others)]
+    if any(one in going for one in others):
+        share = quota // len({"d1", *(one.dimension for one in kept)})
+        first = next(at for at, one in enumerate(going) if one.dimension != "d1")
+        left = [one for one in own if one not in going[:first]]
+        assert need + sum(one.bytes for one in left) <= share or not left
+    if going:  # the last that goes is needed
+        assert sum(one.bytes for one in staying) + going[-1].bytes + need > quota
+
+
+def test_one_that_fails_over_and_over_pushes_out_none_of_another() -> None:
+    kept = [one_of("d2", 0, 30), one_of("d3", 1, 30)]
+    for number in range(2, 50):
+        going = snapshot.in_the_way(kept, "d1", 10, 100)
+        kept = [*(one for one in kept if one not in going), one_of("d1", number, 10)]
+    assert [one.dimension for one in kept] == ["d2", "d3", *["d1"] * 4]
+    assert kept[2:] == [one_of("d1", number, 10) for number in range(46, 50)]
+
+
+def test_one_alone_may_have_all_of_the_quota() -> None:
+    kept = [one_of("d1", number, 10) for number in range(10)]
+    assert snapshot.in_the_way(kept, "d1", 10, 100) == kept[:1]
+
+
+@pytest.mark.parametrize(
+    ("free", "need", "left"),
+    [(0, 1, [2, 3]), (0, 8, [2, 3]), (0, 9, [3]), (5, 15, [3]), (5, 29, []), (5, 30, [1, 2, 3]), (50, 20, [2, 3])],
+)
+def test_on_a_full_disk_old_ones_are_given_up_if_that_makes_the_room_and_else_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, need: int, left: list[int]
+) -> None:
+    paths = {number: make(tmp_path, number) for number in (1, 2, 3)}
+    monkeypatch.setattr(snapshot, "_allocated_bytes", lambda path: 8)
+    monkeypatch.setattr(snapshot, "_free_bytes", lambda place: free + 8 * (3 - len(list(place.iterdir()))))
+    assert snapshot.give_up_for(tmp_path, need, RUN) == (len(left) < 3)
+    assert names(tmp_path) == [paths[number].name for number in left]
+
+
+def test_where_there_are_none_none_is_given_up(tmp_path: Path) -> None:
+    assert not snapshot.give_up_for(tmp_path, 1, RUN)
 
 
 @pytest.mark.parametrize(

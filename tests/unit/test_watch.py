@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcg import shm
+from vcg.run import told_of
 from vcg.shm import Cause, Outcome
 from vcg.watch import Tally, changes, lost_services, restarts
 
@@ -130,6 +131,16 @@ def test_processes_that_were_replaced_are_told_a_line_each() -> None:
         "d4 exited with 1 after 2s: workload x raised Y; restarted after 150ms (generation 2)",
         "d4 exited with 1 before the start: workload x raised Y; the run ended before another could take its place",
     ]
+
+
+def test_last_words_are_shown_and_not_obeyed() -> None:
+    failed = {"name": "d4", "generation": 2, "how": "exited with 1", "message": "\x1b[2Jgone", "up_ns": None}
+    (line,) = restarts([{**failed, "died_ns": 500}], 1000)
+    assert r"exited with 1 before the start: \x1b[2Jgone;" in line
+    assert (
+        told_of({"error": "d4: no snapshot (crash): data/\x1b]0;x\x07"})
+        == r"d4: no snapshot (crash): data/\x1b]0;x\x07"
+    )
 
 
 def test_services_that_the_run_went_on_without_are_told_a_line_each() -> None:
