@@ -125,7 +125,6 @@ class Account:
         self.gives: list[Flow] = []
         self.takes: list[Flow] = []
         self.want_ppb = self.spare_ppb = 0
-        self._shade = 0
         self.next_window, self.settled_through = 0, -1
         self._minted = [(0, 0, 0)] * HISTORY
         """Of each window its fresh credit, its budget, and what carrying on or paying made of the one the other."""
@@ -149,6 +148,7 @@ class Account:
         self.ceiling_ppb = ceiling_ns * self.under // self.over
         self.burst_ns = int(terms.burst * credit_ns)
         self._shade_ns = credit_ns // _SHADES + 1
+        self._shade = -1  # it was told by the old credit: whatever the next window shows is news
         self.carry_max_ns = _TOKENS_OUT * self.burst_ns
         self.debt_max_ns = self.rate_ppb * self.horizon_ns // PPB
 
