@@ -1,8 +1,10 @@
 """What a dimension must not be able to do, each as something that it tries (``vcg bench escape``, ``test_escape_*``).
 
 An :class:`Attack` is a function that runs in a process of its own, inside: it returns the evidence of its success, or
-raises what refused it. It names the defences that stop it, **each of them alone**; where those are switched off and
-everything else is on, it must succeed, or it proves nothing (its positive control, see ``experiments.bench.escape``).
+raises what refused it. It names the defences that stop it, **each of them alone**, and how each refusal shows; where
+those are switched off and everything else is on, it must succeed, or it proves nothing (its positive control, see
+``experiments.bench.escape``). An attack that fails in any other way than those has not been tried: that is its own
+fault, and no defence.
 
 As a workload (``experiments.bench.attacks:run``) or as a program, a dimension tries them all and leaves what came of
 them in its own filesystem. It is imported by dimensions: the standard library and ``vcg.linux`` only.
@@ -14,6 +16,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import select
 import signal
@@ -21,12 +24,12 @@ import socket
 import stat
 import struct
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vcg import shm
 from vcg.dimension import Dimension
@@ -42,6 +45,8 @@ _CLIMB = 64
 _CPUS = 1024
 _AT_FDCWD = -100
 _PAGE = 4096
+_SIBLING_S = 5
+_One = TypeVar("_One")
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,21 @@ class Bait:
 
     Attributes:
         root: device and inode of the host's root directory.
-        secret: what the file ``secret_path`` holds; nothing inside holds it.
+        secret: what the file ``secret_path`` holds; but for what traps lead to, nothing that may be read inside does.
         secret_path: absolute, on the host.
         victims: processes outside: siblings, and one of the host.
-        sockets: names of abstract sockets on which somebody outside listens.
+        sockets: names of abstract sockets on which somebody outside listens, or will before long.
         passing: path of a Unix socket inside, on which somebody outside passes a directory of the host.
+        passing_region: the same for a shared region, open for writing, which others have mapped.
         port: of TCP on the loopback, on which somebody outside listens.
         segment, queue, mailbox: a System V shared memory and message queue, and a POSIX message queue, open to all.
         disk: major and minor number of a block device that begins with the secret.
-        raiser, old_abi: programs: one that is setuid root, one that makes a system call of i386.
+        raiser, bearer, plain: one program three times, which says as whom it runs and reads a file: setuid root, with
+            capabilities of its own, and as any other.
+        old_abi: a program that makes a system call of i386.
         device: a granted device node, which is a mount inside.
+        of_group, of_root, of_another: files inside that hold the secret: one for root and a group of the launcher's,
+            one for root, one for another user.
         regions: addresses of shared memory that is mapped read-only here; the first is that of the clock's futex word.
     """
 
@@ -69,14 +79,20 @@ class Bait:
     victims: tuple[int, ...] = ()
     sockets: tuple[str, ...] = ()
     passing: str = ""
+    passing_region: str = ""
     port: int = 0
     segment: int = -1
     queue: int = -1
     mailbox: str = ""
     disk: tuple[int, int] = (0, 0)
     raiser: str = ""
+    bearer: str = ""
+    plain: str = ""
     old_abi: str = ""
     device: str = ""
+    of_group: str = ""
+    of_root: str = ""
+    of_another: str = ""
     regions: tuple[int, ...] = ()
 
     def to_json(self) -> str:
@@ -97,14 +113,15 @@ class Attack:
         line: of the list of what a dimension must not be able to do.
         name: stable, for comparison between commits.
         act: tries it.
-        stopped_by: the defences (``experiments.bench.escape.DEFENCES``) that stop it, each of them alone.
+        stopped_by: the defences (``experiments.bench.escape.DEFENCES``) that stop it, each of them alone, and how that
+            shows: the name of an errno, or what :class:`Refused` says. Nothing else counts as a refusal.
         needs: what has to be arranged around its control, beyond the bait.
     """
 
     line: str
     name: str
     act: Callable[[Bait], str]
-    stopped_by: tuple[str, ...]
+    stopped_by: Mapping[str, str]
     needs: str = ""
 
 
@@ -116,11 +133,40 @@ class Outcome:
     detail: str
 
 
+@dataclass(frozen=True)
+class Control:
+    """An attack without the defences that stop it, and with each of them alone.
+
+    Where there are several, to switch one off is not enough: each of the others still stops it, as ``alone`` shows.
+
+    Attributes:
+        expected: how each of them is to show, if that is told.
+    """
+
+    without: Outcome
+    alone: dict[str, Outcome]
+    expected: Mapping[str, str] | None = None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the attack works, and each of its defences does, too."""
+        return self.without.verdict == "escaped" and not self.failing
+
+    @property
+    def failing(self) -> list[str]:
+        """The defences that do not stop it alone, or not in the way that is told."""
+        return [
+            name
+            for name, one in self.alone.items()
+            if one.verdict != "refused" or (self.expected is not None and one.detail != self.expected[name])
+        ]
+
+
 class Refused(Exception):
     """It went without an error, and without effect."""
 
 
-def attempt(attack: Attack, bait: Bait) -> Outcome:
+def attempt(attack: Attack, bait: Bait, *, patience_s: float = PATIENCE_S) -> Outcome:
     """Try an attack in a child of this process, and wait for what comes of it."""
     told, tell = os.pipe()
     pid = os.fork()
@@ -130,7 +176,7 @@ def attempt(attack: Attack, bait: Bait) -> Outcome:
         finally:
             os._exit(0)
     os.close(tell)
-    is_over = bool(select.select([told], [], [], PATIENCE_S)[0])
+    is_over = bool(select.select([told], [], [], patience_s)[0])
     said = os.read(told, _PAGE) if is_over else b""
     os.close(told)
     os.kill(pid, signal.SIGKILL)
@@ -138,7 +184,7 @@ def attempt(attack: Attack, bait: Bait) -> Outcome:
     if said:
         return Outcome(**json.loads(said))
     if is_over and os.WIFSIGNALED(status):
-        return Outcome("refused", f"killed by {signal.Signals(os.WTERMSIG(status)).name}")
+        return _judged(attack, f"killed by {signal.Signals(os.WTERMSIG(status)).name}")
     return Outcome("broken" if is_over else "stuck", "it says nothing")
 
 
@@ -146,33 +192,65 @@ def _try(attack: Attack, bait: Bait) -> Outcome:
     try:
         return Outcome("escaped", attack.act(bait))
     except Refused as refusal:
-        return Outcome("refused", str(refusal))
+        return _judged(attack, str(refusal))
     except OSError as error:
-        return Outcome("refused", errno.errorcode.get(error.errno or 0, str(error)))
+        return _judged(attack, _errno(error))
     except BaseException as error:  # a defect of the attack itself, which must not pass for a defence
         return Outcome("broken", f"{type(error).__name__}: {error}"[:1000])
 
 
+def _judged(attack: Attack, how: str) -> Outcome:
+    """A refusal, if it is one that the attack names: a wrong path or a listener that is gone refuses nothing."""
+    if how in attack.stopped_by.values():
+        return Outcome("refused", how)
+    return Outcome("broken", f"{how}, where {', '.join(sorted({*attack.stopped_by.values()}))} would be a refusal")
+
+
+def _errno(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error))
+
+
+def _any(ones: Iterable[_One], act: Callable[[_One], str]) -> str:
+    """What the first act says that succeeds.
+
+    Raises:
+        Refused: every one has failed; how, each way once.
+        ValueError: there is none.
+    """
+    refusals = set()
+    for one in ones:
+        try:
+            return act(one)
+        except OSError as error:
+            refusals.add(_errno(error))
+    if not refusals:
+        raise ValueError("nothing to try it on")
+    raise Refused(" and ".join(sorted(refusals)))
+
+
 # ── 01: out of the root directory ────────────────────────────────────────────────────────────────────────────────────
-def _climb(bait: Bait) -> str:
+def _climb(bait: Bait, own: os.stat_result) -> str:
     for _ in range(_CLIMB):
         os.chdir("..")
     here = Path().stat()
-    if (here.st_dev, here.st_ino) != bait.root:
-        raise Refused("arrived at its own root")
-    return "stands in the host's root directory"
+    if (here.st_dev, here.st_ino) == bait.root:
+        return "stands in the host's root directory"
+    if (here.st_dev, here.st_ino) != (own.st_dev, own.st_ino):
+        raise RuntimeError(f"climbed to device {here.st_dev}, inode {here.st_ino}: neither the host's root nor its own")
+    raise Refused("arrived at its own root")
 
 
 def nested_chroot(bait: Bait) -> str:
     """The classic way out: another chroot, while the working directory stays above it."""
+    own = Path("/").stat()
     Path("/tmp/inner").mkdir(exist_ok=True)
     os.chroot("/tmp/inner")
-    return _climb(bait)
+    return _climb(bait, own)
 
 
 def climb(bait: Bait) -> str:
     """Up, as far as it goes."""
-    return _climb(bait)
+    return _climb(bait, Path("/").stat())
 
 
 def _read_secret(bait: Bait, path: str, directory: int | None = None) -> str:
@@ -204,13 +282,7 @@ def passed_directory(bait: Bait) -> str:
 
 # ── 02: into other processes ─────────────────────────────────────────────────────────────────────────────────────────
 def _any_victim(bait: Bait, act: Callable[[int], str]) -> str:
-    last: OSError | None = None
-    for victim in bait.victims:
-        try:
-            return f"pid {victim}: {act(victim)}"
-        except OSError as error:
-            last = error
-    raise last or Refused("no victims")
+    return _any(bait.victims, lambda victim: f"pid {victim}: {act(victim)}")
 
 
 def proc_root(bait: Bait) -> str:
@@ -266,8 +338,30 @@ def read_limits(bait: Bait) -> str:
 
 def enter_namespace(bait: Bait) -> str:
     """Enter the mount namespace of a process of the host."""
+    own = Path("/").stat()
     syscall(308, os.pidfd_open(bait.victims[-1]), mount.CLONE_NEWNS, name="setns")
-    return _climb(bait)
+    return _climb(bait, own)
+
+
+def _read_inside(bait: Bait, path: str) -> str:
+    if Path(path).read_text() != bait.secret:
+        raise RuntimeError(f"{path} does not hold the secret")
+    return f"read {path}"
+
+
+def as_group(bait: Bait) -> str:
+    """Read a file by a group that its launcher was in."""
+    return _read_inside(bait, bait.of_group)
+
+
+def as_root(bait: Bait) -> str:
+    """Read root's file, without any capability, as its owner."""
+    return _read_inside(bait, bait.of_root)
+
+
+def as_anybody(bait: Bait) -> str:
+    """Read another user's file by a capability that outlived the change of uid (SECBIT_NO_SETUID_FIXUP)."""
+    return _read_inside(bait, bait.of_another)
 
 
 # ── 03: through the kernel's back doors ──────────────────────────────────────────────────────────────────────────────
@@ -396,35 +490,74 @@ def young_call(bait: Bait) -> str:
 
 def old_abi(bait: Bait) -> str:
     """A system call by the numbers of i386."""
-    done = subprocess.run([bait.old_abi], capture_output=True, text=True, check=False)
+    return f"getpid says {_output_of(bait.old_abi)[0]}"
+
+
+def _output_of(*command: str) -> list[str]:
+    """The lines that a program prints.
+
+    Raises:
+        Refused: a signal has ended it.
+        RuntimeError: it has failed by itself.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise Refused(f"killed by {signal.Signals(-done.returncode).name}")
-    return f"getpid says {done.stdout.strip()}"
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr}")
+    return done.stdout.splitlines()
 
 
 def raise_by_exec(bait: Bait) -> str:
     """Execute a program that is setuid root."""
-    done = subprocess.run([bait.raiser], capture_output=True, text=True, check=False)
-    if done.stdout.strip() != "0":
+    (uid,) = _output_of(bait.raiser)
+    if uid != "0":
         raise Refused("it runs as anybody")
     return "it runs as root"
+
+
+def _read_by(program: str, bait: Bait) -> str:
+    uid, found = _output_of(program, bait.of_another)
+    if found == "EACCES":
+        raise Refused("it may not read it")
+    if found != bait.secret:
+        raise RuntimeError(f"{program} read {found!r}")
+    return f"as {uid} it read {bait.of_another}"
+
+
+def override_by_exec(bait: Bait) -> str:
+    """Read another user's file by the capabilities of a program that is setuid root."""
+    return _read_by(bait.raiser, bait)
+
+
+def capability_by_exec(bait: Bait) -> str:
+    """The same by those that are noted on the program itself."""
+    return _read_by(bait.bearer, bait)
+
+
+def regain_by_exec(bait: Bait) -> str:
+    """The same by those that root has again after any exec."""
+    return _read_by(bait.plain, bait)
 
 
 # ── 04: what crosses a chroot ────────────────────────────────────────────────────────────────────────────────────────
 def abstract_socket(bait: Bait) -> str:
     """Connect to an abstract Unix socket of somebody outside."""
-    last: OSError | None = None
-    for name in bait.sockets:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            try:
-                connection.connect(f"\0{name}")
-            except ConnectionRefusedError:  # that one is not there
-                continue
-            except OSError as error:
-                last = error
-                continue
-            return f"connected to @{name}"
-    raise last or Refused("nobody listens")
+    deadline = time.monotonic() + _SIBLING_S
+
+    def act(name: str) -> str:
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                try:
+                    connection.connect(f"\0{name}")
+                except ConnectionRefusedError:  # a sibling is not there yet; if it never comes, that is no refusal
+                    if time.monotonic() > deadline:
+                        raise
+                else:
+                    return f"connected to @{name}"
+            time.sleep(0.01)
+
+    return _any(bait.sockets, act)
 
 
 def shared_memory(bait: Bait) -> str:
@@ -487,7 +620,7 @@ def widen_affinity(bait: Bait) -> str:
     os.sched_setaffinity(0, range(_CPUS))
     after = os.sched_getaffinity(0)
     if after <= before:
-        raise Refused(f"still on {sorted(after)}")
+        raise Refused("still on its own CPUs")
     return f"on {sorted(after)}"
 
 
@@ -521,34 +654,47 @@ def type_in_terminal(bait: Bait) -> str:
 # ── 07: damage to what it shares ─────────────────────────────────────────────────────────────────────────────────────
 def write_region(bait: Bait) -> str:
     """Make a mapping of somebody else's region writable, and write."""
-    last: OSError | None = None
-    for address in bait.regions:
-        try:
-            syscall(10, address & -_PAGE, _PAGE, 3, name="mprotect")
-        except OSError as error:
-            last = error
-            continue
+
+    def act(address: int) -> str:
+        syscall(10, address & -_PAGE, _PAGE, 3, name="mprotect")
         word = ctypes.c_uint8.from_address(address)
         word.value = word.value
         return "wrote to it"
-    raise last or Refused("no regions")
+
+    return _any(bait.regions, act)
 
 
 def truncate_region(bait: Bait) -> str:
     """Cut a region short below somebody who has it mapped, who gets SIGBUS."""
-    last: OSError | None = None
     for fd in range(3, _HIGHEST_FD):
         try:
             fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         except OSError:  # no region
             continue
-        try:
-            os.ftruncate(fd, 0)
-        except OSError as error:
-            last = error
-            continue
+        os.ftruncate(fd, 0)
         return f"descriptor {fd} has no byte left"
-    raise last or Refused("no region is open")
+    raise Refused("no region is open")
+
+
+def _passed_region(bait: Bait) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(bait.passing_region)
+        _, (region, *_), _, _ = socket.recv_fds(connection, 1, 1)
+    fcntl.fcntl(region, fcntl.F_GET_SEALS)  # it is one
+    return region
+
+
+def truncate_passed_region(bait: Bait) -> str:
+    """The same, when somebody outside hands in a descriptor that is open for writing."""
+    os.ftruncate(_passed_region(bait), 0)
+    return "it has no byte left"
+
+
+def write_passed_region(bait: Bait) -> str:
+    """Map such a region anew, writable, and write."""
+    with mmap.mmap(_passed_region(bait), _PAGE) as mapping:
+        mapping[0] = mapping[0]
+    return "wrote to it"
 
 
 def _clock_futex(bait: Bait, operation: int, value: int, timeout: ctypes.Array[ctypes.c_long] | None) -> int:
@@ -571,7 +717,7 @@ def park_on_clock(bait: Bait) -> str:
                     raise
             else:
                 return "was woken at somebody's edge"
-    raise Refused("EAGAIN, 200 times")
+    raise Refused("EAGAIN, every time")
 
 
 def wake_neighbours(bait: Bait) -> str:
@@ -579,62 +725,93 @@ def wake_neighbours(bait: Bait) -> str:
     return f"woke {_clock_futex(bait, 10, 2**31 - 1, None)}"
 
 
+_DENIED = {"seccomp": "EPERM"}
 # What keeps neighbours apart (nobody traces beyond a Landlock domain), and what keeps back what only root may do.
-_AS_NEIGHBOUR = ("own uid", "dumpable", "landlock", "seccomp")
-_AS_ROOT = ("unprivileged", "seccomp")
+_AS_NEIGHBOUR = {"own uid": "EPERM", "dumpable": "EPERM", "landlock": "EPERM", **_DENIED}
+_AS_ROOT = {"uid": "EPERM", "capabilities": "EPERM", **_DENIED}
+_NOT_TOPPING = {"uid": "EACCES", "capabilities": "EACCES", **_DENIED}
+_NO_FAMILY = {"seccomp": "EAFNOSUPPORT"}
+_AT_ROOT, _UNREAD = "arrived at its own root", "it may not read it"
+_NO_DIRECTORY = {"descriptors": "no directory is open", "landlock": "EACCES"}
 
 ATTACKS = (
-    Attack("01", "nested_chroot", nested_chroot, ("pivot", "unprivileged", "seccomp")),
-    Attack("01", "climb", climb, ("pivot", "chroot")),
-    Attack("01", "chroot_without_chdir", climb, ("directory",)),
-    Attack("01", "inherited_directory", inherited_directory, ("descriptors", "landlock"), needs="directory"),
-    Attack("01", "inherited_o_path", inherited_directory, ("descriptors", "landlock"), needs="o_path"),
-    Attack("01", "passed_directory", passed_directory, ("landlock",)),
-    Attack("02", "proc_root", proc_root, ("enclosure", "unprivileged", "landlock")),
+    Attack("01", "nested_chroot", nested_chroot, {"pivot": _AT_ROOT, **_AS_ROOT}),
+    Attack("01", "climb", climb, {"pivot": _AT_ROOT, "chroot": _AT_ROOT}),
+    Attack("01", "chroot_without_chdir", climb, {"entry": _AT_ROOT, "pivot": _AT_ROOT, "directory": _AT_ROOT}),
+    Attack("01", "inherited_directory", inherited_directory, _NO_DIRECTORY, needs="directory"),
+    Attack("01", "inherited_o_path", inherited_directory, _NO_DIRECTORY, needs="o_path"),
+    Attack("01", "passed_directory", passed_directory, {"landlock": "EACCES"}),
+    Attack(
+        "02",
+        "proc_root",
+        proc_root,
+        {"pivot": "ENOENT", "chroot": "ENOENT", "uid": "EACCES", "capabilities": "EACCES", "landlock": "EACCES"},
+    ),
     Attack("02", "ptrace", trace, _AS_NEIGHBOUR),
     Attack("02", "process_vm_readv", read_memory, _AS_NEIGHBOUR),
     Attack("02", "pidfd_getfd", take_descriptor, _AS_NEIGHBOUR),
-    Attack("02", "signal", signal_neighbour, ("own uid", "landlock")),
-    Attack("02", "prlimit", read_limits, ("own uid",)),
-    Attack("02", "setns", enter_namespace, ("unprivileged", "landlock", "seccomp")),
-    Attack("03", "mknod_disk", make_disk, ("flags", "unprivileged", "landlock", "seccomp")),
-    Attack("03", "mount", mount_something, (*_AS_ROOT, "landlock")),
+    Attack("02", "signal", signal_neighbour, {"own uid": "EPERM", "landlock": "EPERM"}),
+    Attack("02", "prlimit", read_limits, {"own uid": "EPERM"}),
+    Attack("02", "setns", enter_namespace, {**_AS_ROOT, "landlock": "EPERM"}),
+    Attack("02", "group_file", as_group, {"groups": "EACCES"}, needs="generous launcher"),
+    Attack("02", "root_file", as_root, {"uid": "EACCES"}),
+    Attack("02", "kept_capability", as_anybody, {"capabilities": "EACCES"}, needs="generous launcher"),
+    Attack("03", "mknod_disk", make_disk, {"flags": "EACCES", **_AS_ROOT, "landlock": "EACCES"}),
+    Attack("03", "mount", mount_something, {**_AS_ROOT, "landlock": "EPERM"}),
     Attack("03", "fsopen", open_filesystem, _AS_ROOT),
     Attack("03", "open_tree", clone_tree, _AS_ROOT),
-    Attack("03", "umount2", unmount_device, (*_AS_ROOT, "landlock")),
+    Attack("03", "umount2", unmount_device, {**_AS_ROOT, "landlock": "EPERM"}),
     Attack("03", "open_by_handle_at", open_by_handle, _AS_ROOT),
     Attack("03", "bpf", load_program, _AS_ROOT),
-    Attack("03", "perf_event_open", observe_cpu, _AS_ROOT),
-    Attack("03", "add_key", add_key, ("seccomp",)),
-    Attack("03", "keyctl", read_keyring, ("seccomp",)),
-    Attack("03", "userfaultfd", handle_faults, ("seccomp",)),
-    Attack("03", "io_uring", use_ring, ("limits", "seccomp")),
-    Attack("03", "fanotify", watch_files, ("seccomp",)),
-    Attack("03", "unshare_user", unshare_user, ("seccomp",)),
-    Attack("03", "clone_user", clone_user, ("seccomp",)),
-    Attack("03", "clone3_user", clone3_user, ("seccomp",)),
-    Attack("03", "personality", odd_personality, ("seccomp",)),
-    Attack("03", "young_call", young_call, ("seccomp",)),
-    Attack("03", "i386", old_abi, ("seccomp",)),
-    Attack("03", "setuid_program", raise_by_exec, ("flags", "no_new_privs")),
-    Attack("04", "abstract_socket", abstract_socket, ("landlock",)),
-    Attack("04", "shmat", shared_memory, ("seccomp",)),
-    Attack("04", "msgsnd", message_queue, ("seccomp",)),
-    Attack("04", "mq_open", posix_queue, ("landlock", "seccomp")),
-    Attack("04", "tcp", tcp, ("landlock", "seccomp")),
-    Attack("04", "udp", udp, ("seccomp",)),
-    Attack("04", "vsock", vsock, ("seccomp",)),
-    Attack("04", "netlink", netlink, ("seccomp",)),
-    Attack("04", "packets", packets, _AS_ROOT),
-    Attack("05", "affinity", widen_affinity, ("cpuset", "seccomp"), needs="two CPUs"),
+    Attack("03", "perf_event_open", observe_cpu, _NOT_TOPPING),
+    Attack("03", "add_key", add_key, _DENIED),
+    Attack("03", "keyctl", read_keyring, _DENIED),
+    Attack("03", "userfaultfd", handle_faults, _DENIED),
+    Attack("03", "io_uring", use_ring, {"limits": "ENOMEM", **_DENIED}),
+    Attack("03", "fanotify", watch_files, _DENIED),
+    Attack("03", "unshare_user", unshare_user, _DENIED),
+    Attack("03", "clone_user", clone_user, _DENIED),
+    Attack("03", "clone3_user", clone3_user, {"seccomp": "ENOSYS"}),
+    Attack("03", "personality", odd_personality, _DENIED),
+    Attack("03", "young_call", young_call, {"seccomp": "ENOSYS"}),
+    Attack("03", "i386", old_abi, {"seccomp": "killed by SIGSYS"}),
+    Attack(
+        "03", "setuid_program", raise_by_exec, {"flags": "it runs as anybody", "no_new_privs": "it runs as anybody"}
+    ),
+    Attack("03", "setuid_override", override_by_exec, dict.fromkeys(("flags", "no_new_privs", "bounding"), _UNREAD)),
+    Attack(
+        "03",
+        "file_capability",
+        capability_by_exec,
+        {"flags": _UNREAD, "no_new_privs": _UNREAD, "bounding": "EPERM"},
+    ),
+    Attack("03", "regained_by_exec", regain_by_exec, dict.fromkeys(("uid", "no_new_privs", "bounding"), _UNREAD)),
+    Attack("04", "abstract_socket", abstract_socket, {"landlock": "EPERM"}),
+    Attack("04", "shmat", shared_memory, _DENIED),
+    Attack("04", "msgsnd", message_queue, _DENIED),
+    Attack("04", "mq_open", posix_queue, {"landlock": "EACCES", **_DENIED}),
+    Attack("04", "tcp", tcp, {"landlock": "EACCES", **_NO_FAMILY}),
+    Attack("04", "udp", udp, _NO_FAMILY),
+    Attack("04", "vsock", vsock, _NO_FAMILY),
+    Attack("04", "netlink", netlink, _NO_FAMILY),
+    Attack("04", "packets", packets, {**_AS_ROOT, **_NO_FAMILY}),
+    Attack("05", "affinity", widen_affinity, {"cpuset": "still on its own CPUs", **_DENIED}, needs="two CPUs"),
     Attack("05", "sched_fifo", real_time, _AS_ROOT),
-    Attack("05", "nice", less_nice, _AS_ROOT),
+    Attack("05", "nice", less_nice, _NOT_TOPPING),
     Attack("05", "adjtimex", tune_clock, _AS_ROOT),
-    Attack("05", "tiocsti", type_in_terminal, ("session", "seccomp"), needs="terminal"),
-    Attack("07", "mprotect_region", write_region, ("write seal",)),
-    Attack("07", "truncate_region", truncate_region, ("descriptors", "size seal"), needs="region"),
-    Attack("07", "park_on_clock", park_on_clock, ("seccomp",)),
-    Attack("07", "wake_neighbours", wake_neighbours, ("seccomp",)),
+    Attack("05", "tiocsti", type_in_terminal, {"session": "EPERM", **_DENIED}, needs="terminal"),
+    Attack("07", "mprotect_region", write_region, {"write seal": "EACCES"}),
+    Attack("07", "map_passed_region", write_passed_region, {"write seal": "EPERM"}),
+    Attack(
+        "07",
+        "truncate_region",
+        truncate_region,
+        {"descriptors": "no region is open", "size seal": "EPERM"},
+        needs="region",
+    ),
+    Attack("07", "truncate_passed_region", truncate_passed_region, {"size seal": "EPERM"}, needs="peer"),
+    Attack("07", "park_on_clock", park_on_clock, {"seccomp": "EAGAIN, every time"}),
+    Attack("07", "wake_neighbours", wake_neighbours, {"seccomp": "EINVAL"}),
 )
 """Line 06 is about what the host does with what it finds: :data:`TRAPS`. Lines 08 to 11 take whole runs."""
 
@@ -646,34 +823,61 @@ class Trap:
 
     Attributes:
         name: stable, for comparison between commits.
-        path: what the host is told to read, from the dimension's root directory; ``{secret}`` is where the secret is.
-        lay: makes it.
+        path: what the host is told to read, from the dimension's root directory; ``{secret}`` is where the secret is,
+            and ``{shown}`` a file that holds it in a bind inside.
+        lay: makes it, from inside; what nobody can make from inside the host has put there (``escape.assault``).
+        stopped_by: the precautions (``escape.PRECAUTIONS``) that stop it, each of them alone, and with which errno.
+        seen_from: whose mounts the host sees there: the supervisor's, or the dimension's own.
     """
 
     name: str
     path: str
     lay: Callable[[Bait], object]
+    stopped_by: Mapping[str, str]
+    seen_from: str = "supervisor"
 
 
 def _link_to(target: str, path: str) -> None:
     Path(path).symlink_to(target)
 
 
+_LEADS_OUT = {"beneath": "EXDEV", "no_xdev": "EXDEV", "no_symlinks": "ELOOP"}
+
 TRAPS = (
-    Trap("symlink", "data/symlink", lambda bait: _link_to(bait.secret_path, "/data/symlink")),
+    Trap("symlink", "data/symlink", lambda bait: _link_to(bait.secret_path, "/data/symlink"), _LEADS_OUT),
     Trap(
         "relative_symlink",
         "data/relative",
         lambda bait: _link_to("../" * _CLIMB + bait.secret_path.lstrip("/"), "/data/relative"),
+        _LEADS_OUT,
     ),
     Trap(
         "swapped_directory",
         "data/folder/secret",
         lambda bait: _link_to(str(Path(bait.secret_path).parent), "/data/folder"),
+        _LEADS_OUT,
     ),
-    Trap("dotdot", "data/" + "../" * _CLIMB + "{secret}", lambda bait: None),
-    Trap("hard_link", "data/hard", lambda bait: Path("/data/hard").hardlink_to("/log/workload.log")),
-    Trap("fifo", "data/fifo", lambda bait: os.mkfifo("/data/fifo")),
+    Trap(
+        "magic_link",
+        "data/magic",
+        lambda bait: _link_to(f"/proc/self/root{bait.secret_path}", "/data/magic"),
+        {**_LEADS_OUT, "no_magiclinks": "ELOOP"},
+    ),
+    Trap(
+        "dotdot",
+        "data/" + "../" * _CLIMB + "{secret}",
+        lambda bait: None,
+        {"beneath": "EXDEV", "no_xdev": "EXDEV"},
+    ),
+    Trap("bind", "{shown}", lambda bait: None, {"no_xdev": "EXDEV"}, seen_from="own"),
+    Trap(
+        "hard_link",
+        "data/hard",
+        lambda bait: Path("/data/hard").hardlink_to("/log/workload.log"),
+        {"regular": "EINVAL"},
+    ),
+    Trap("fifo", "data/fifo", lambda bait: os.mkfifo("/data/fifo"), {"regular": "EINVAL"}),
+    Trap("device", "data/device", lambda bait: None, {"nodev": "EACCES", "regular": "EINVAL"}),
 )
 
 
@@ -682,11 +886,15 @@ def socket_of(dimension: str) -> str:
     return f"vcg-escape-{dimension}"
 
 
-def assail(name: str, regions: tuple[int, ...]) -> None:
-    """Lay the traps, try all attacks, leave what came of them; as the dimension of that name."""
+@contextmanager
+def assail(name: str, regions: tuple[int, ...]) -> Iterator[None]:
+    """Lay the traps, try all attacks, leave what came of them; as the dimension of that name.
+
+    Until the block is left its siblings find it listening.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(f"\0{socket_of(name)}")
-        listener.listen()
+        listener.listen(_HIGHEST_FD)
         given = Bait.from_json(Path("/", BAIT).read_text())
         bait = replace(
             given,
@@ -702,6 +910,7 @@ def assail(name: str, regions: tuple[int, ...]) -> None:
         fresh = Path("/", OUTCOMES).with_suffix(".new")
         fresh.write_text(json.dumps(outcomes))
         fresh.rename(Path("/", OUTCOMES))
+        yield
 
 
 def run(dimension: Dimension) -> None:
@@ -713,10 +922,6 @@ def run(dimension: Dimension) -> None:
     )
     windows = dimension.windows()
     next(windows)
-    assail(dimension.name, regions)
-    for _ in windows:
-        pass
-
-
-if __name__ == "__main__":  # as a program, behind the freezer gate
-    assail(sys.argv[1], ())
+    with assail(dimension.name, regions):
+        for _ in windows:
+            pass

@@ -5,9 +5,15 @@ The attacks are those of ``experiments.bench.attacks``. For each there is
 * its outcome in nine real dimensions, which try it at the same time;
 * its **positive control**: a process that is confined by the same steps in the same order, but for the defences that
   are said to stop the attack. There it must succeed, or it proves nothing;
-* for each of those defences the same with that one switched on: it must stop the attack alone.
+* for each of those defences the same with that one switched on: it must stop the attack alone, and in the way that the
+  attack names. So whatever stands in the table beside others could not have been switched off by itself: the others
+  still stop the attack, as the table shows.
 
 No testbed can switch a defence off: a control takes the list of steps from ``vcg.linux.sandbox`` and leaves some out.
+
+Some steps of confinement are never the only one to stop anything. The bounding set and no_new_privs both bear on what
+an exec may add, and on every mount of a dimension so does nosuid; ``entry``, ``pivot`` and ``directory`` each leave
+nothing above the root for a working directory to be in.
 """
 
 from __future__ import annotations
@@ -22,18 +28,33 @@ import select
 import shutil
 import signal
 import socket
+import stat
+import struct
 import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.bench import native, runtime
-from experiments.bench.attacks import ATTACKS, BAIT, OUTCOMES, TRAPS, Attack, Bait, Outcome, Trap, attempt, socket_of
+from experiments.bench.attacks import (
+    ATTACKS,
+    BAIT,
+    OUTCOMES,
+    TRAPS,
+    Attack,
+    Bait,
+    Control,
+    Outcome,
+    Trap,
+    attempt,
+    proc_root,
+    socket_of,
+)
 from experiments.bench.figures import Benchmark, Figure, Progress, Tally, figure
 from experiments.bench.sieges import SIEGES, besiege
 from vcg import shm, uids
@@ -43,17 +64,20 @@ from vcg.linux.libc import check, libc, syscall
 from vcg.plan import Plan
 from vcg.run import Run
 
-ATTACKER, VICTIM = uids.SPARE[:2]
+ATTACKER, VICTIM, GROUP = uids.SPARE[:3]
 DEFENCES: dict[str, frozenset[str]] = {
     "pivot": frozenset({"pivot"}),
     "chroot": frozenset({"chroot"}),
-    "enclosure": frozenset({"entry", "pivot", "chroot", "directory"}),
-    "directory": frozenset({"entry", "pivot", "directory"}),
+    "entry": frozenset({"entry"}),
+    "directory": frozenset({"directory"}),
     "flags": frozenset({"flags"}),
     "session": frozenset({"session"}),
     "limits": frozenset({"limits"}),
-    "unprivileged": frozenset({"bounding", "groups", "uid", "capabilities"}),
-    "no_new_privs": frozenset({"no_new_privs", "landlock", "seccomp"}),
+    "bounding": frozenset({"bounding"}),
+    "groups": frozenset({"groups"}),
+    "uid": frozenset({"uid"}),
+    "capabilities": frozenset({"capabilities"}),
+    "no_new_privs": frozenset({"no_new_privs"}),
     "landlock": frozenset({"landlock"}),
     "descriptors": frozenset({"descriptors"}),
     "seccomp": frozenset({"seccomp"}),
@@ -64,6 +88,8 @@ DEFENCES: dict[str, frozenset[str]] = {
     "size seal": frozenset(),
 }
 """Each defence, and the steps of confinement without which it is gone; one without steps lies in what is around it."""
+PRECAUTIONS = {"beneath": 0x08, "no_symlinks": 0x04, "no_magiclinks": 0x02, "no_xdev": 0x01, "regular": 0, "nodev": 0}
+"""Each precaution with which the host's side opens what a dimension has left, and its flag of openat2(2), if any."""
 OVERRIDES: dict[str, Any] = {
     "dimensions.*.workload": "experiments.bench.attacks:run",
     "dimensions.*.args": {},
@@ -75,8 +101,13 @@ OVERRIDES: dict[str, Any] = {
 _HOSTILE_S = 90
 _CONTROL_S = 30
 _TRAP_S = 2
-_PR_SET_DUMPABLE = 4
+_PR_SET_DUMPABLE, _PR_GET_SECUREBITS, _PR_SET_SECUREBITS = 4, 27, 28
+_SECBIT_NO_SETUID_FIXUP = 4
+_CAP_DAC_OVERRIDE = 1
+_CAPABILITY_FILE = struct.pack("<5I", 0x02000001, 1 << _CAP_DAC_OVERRIDE, 0, 0, 0)
+"""As the attribute ``security.capability`` holds it: version 2, effective; permitted, inheritable (capabilities(7))."""
 _POLL_S = 0.05
+_PEER_S = 1
 _MOST_BYTES = 1 << 20
 _SECRET = "held outside, to be read by nobody inside"
 
@@ -107,7 +138,8 @@ class Outside:
         self.tools.mkdir()
         for name in ("raiser", "i386"):
             native.build(name, self.tools, "-static")
-        (self.tools / "raiser").chmod(0o4755)
+        _equip(self.tools)
+        (self.tools / "shown").write_text(_SECRET)
         (self.place / "secret").write_text(_SECRET)
         (self.place / "secret").chmod(0o644)
         name = f"vcg-escape-{os.getpid()}"
@@ -143,50 +175,81 @@ class Outside:
             victims=(os.getpid(),),
             sockets=(name,),
             passing="/data/passing",
+            passing_region="/data/region",
             port=tcp.getsockname()[1],
             segment=segment,
             queue=queue,
             mailbox=name,
             disk=disk.device,
             raiser=str(self.tools / "raiser"),
+            bearer=str(self.tools / "bearer"),
+            plain=str(self.tools / "plain"),
             old_abi=str(self.tools / "i386"),
             device="/dev/null",
+            of_group="/data/of_group",
+            of_root="/data/of_root",
+            of_another="/data/of_another",
         )
 
 
-def _pass_directory(listener: socket.socket) -> None:
-    """Hand the host's root directory to everyone who comes, until the socket is closed."""
-    directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _equip(tools: Path) -> None:
+    """Make of one program three: setuid root, with a capability of its own, and as it is."""
+    for name in ("plain", "bearer"):
+        shutil.copy(tools / "raiser", tools / name)
+    (tools / "raiser").chmod(0o4755)
+    os.setxattr(tools / "bearer", "security.capability", _CAPABILITY_FILE)
+
+
+def _plant(data: int, bait: Bait) -> None:
+    """Put into a directory what nobody in the dimension may read, or could make."""
+    kinds = {bait.of_group: (0, GROUP, 0o640), bait.of_root: (0, 0, 0o600), bait.of_another: (VICTIM, VICTIM, 0o600)}
+    for path, (uid, gid, mode) in kinds.items():
+        fd = os.open(Path(path).name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=data)
+        os.write(fd, bait.secret.encode())
+        os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
+        os.close(fd)
+    os.mknod("device", stat.S_IFBLK | 0o666, os.makedev(*bait.disk), dir_fd=data)
+
+
+def _pass(listener: socket.socket, fd: int) -> None:
+    """Hand a descriptor to everyone who comes, until the socket is closed."""
     try:
         while True:
             connection, _ = listener.accept()
             with connection:
-                socket.send_fds(connection, [b"x"], [directory])
+                socket.send_fds(connection, [b"x"], [fd])
     except OSError:  # closed
         return
-    finally:
-        os.close(directory)
+
+
+def _root_directory() -> int:
+    return os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _be_generous() -> Callable[[], None]:
+    """Let what this process starts inherit a group, and securebits that keep capabilities over a change of uid.
+
+    Returns:
+        What undoes it.
+    """
+    groups, bits = os.getgroups(), check(libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), "securebits")
+    os.setgroups([*groups, GROUP])
+    check(libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "securebits")
+
+    def undo() -> None:
+        check(libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0), "securebits")
+        os.setgroups(groups)
+
+    return undo
 
 
 # ── controls ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True)
-class Control:
-    """An attack without the defences that stop it, and with each of them alone."""
-
-    without: Outcome
-    alone: dict[str, Outcome]
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the attack works, and each of its defences does, too."""
-        return self.without.verdict == "escaped" and all(one.verdict == "refused" for one in self.alone.values())
-
-
 def control(attack: Attack, outside: Outside) -> Control:
     """Try an attack against all of the confinement but what stops it, then against each of that alone."""
     without = _controlled(attack, frozenset(attack.stopped_by), outside)
     alone = {one: _controlled(attack, frozenset(attack.stopped_by) - {one}, outside) for one in attack.stopped_by}
-    return Control(without, alone)
+    return Control(without, alone, attack.stopped_by)
 
 
 def _controlled(attack: Attack, off: frozenset[str], outside: Outside) -> Outcome:
@@ -204,6 +267,8 @@ def _controlled(attack: Attack, off: frozenset[str], outside: Outside) -> Outcom
         def act() -> Outcome:
             group.enter()
             sched.pin([first])
+            if attack.needs == "generous launcher":
+                _be_generous()
             return _confine_and_attempt(attack, off, outside.bait, root, filter_)
 
         return _in_child(partial(_in_terminal, act) if attack.needs == "terminal" else act)
@@ -261,12 +326,10 @@ def _confine_and_attempt(attack: Attack, off: frozenset[str], bait: Bait, root: 
         (root / name).chmod(0o777)
     for tool in (bait.raiser, bait.old_abi):
         shutil.copy(tool, root)
-    (root / "raiser").chmod(0o4755)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(root / "data" / "passing"))
-        (root / "data" / "passing").chmod(0o777)
-        listener.listen()
-        _bystander(partial(_pass_directory, listener))
+    _equip(root)
+    data = os.open(root / "data", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _plant(data, bait)
+    os.close(data)
     victim = _bystander(signal.pause, uid=VICTIM, is_dumpable="dumpable" in off)
     region = os.memfd_create("vcg-region", os.MFD_ALLOW_SEALING)
     os.ftruncate(region, shm.PAGE)
@@ -276,6 +339,12 @@ def _confine_and_attempt(attack: Attack, off: frozenset[str], bait: Bait, root: 
     if "write seal" not in off:
         shm.seal(region)
     words = shm.attach(region, inherited=True)
+    peer = _bystander(partial(_read_for_ever, words))
+    for path, passed in ((bait.passing, _root_directory()), (bait.passing_region, region)):
+        with _listening(root / path.lstrip("/")) as listener:
+            _bystander(partial(_pass, listener, passed))
+        if passed != region:
+            os.close(passed)
     if attack.needs != "region":
         os.close(region)
     for kind, how in (("directory", os.O_RDONLY), ("o_path", os.O_PATH)):
@@ -284,19 +353,60 @@ def _confine_and_attempt(attack: Attack, off: frozenset[str], bait: Bait, root: 
     uid = VICTIM if "own uid" in off else ATTACKER
     left_out = frozenset[str]().union(*(DEFENCES[one] for one in off))
     steps = sandbox.enclosure(root, [bait.device]) + sandbox.surrendering(uid, os.getppid(), filter_)
-    for name, step in steps:
-        if name == "chroot" and "directory" in off:
-            os.chroot(root)
+    for name, step in _without_promise(steps) if "no_new_privs" in off else steps:
+        if name == "chroot" and {"entry", "pivot"} <= off:
+            os.chroot(root)  # nobody has gone there, so "." is not the place
         elif name not in left_out:
             step()
     found = replace(
         bait,
         victims=(victim, *bait.victims),
         raiser="/raiser",
+        bearer="/bearer",
+        plain="/plain",
         old_abi="/i386",
         regions=(futex.address_of(words, 0),),
     )
-    return attempt(attack, found)
+    outcome = attempt(attack, found)
+    return _seen_by(peer, outcome) if attack.needs in ("region", "peer") else outcome
+
+
+def _without_promise(steps: sandbox.Steps) -> sandbox.Steps:
+    """The steps in an order in which Landlock and the filter can do without no_new_privs: while it is still root."""
+    early = [step for step in steps if step[0] in ("landlock", "seccomp")]
+    others = [step for step in steps if step not in early]
+    at = [name for name, _ in others].index("uid")
+    return others[:at] + early + others[at:]
+
+
+def _read_for_ever(words: memoryview) -> None:
+    while True:
+        words[0]
+        time.sleep(0.001)
+
+
+def _seen_by(peer: int, outcome: Outcome) -> Outcome:
+    """What came of an attack on a region as somebody sees it who reads there: it has succeeded only if he is dead."""
+    deadline = time.monotonic() + _PEER_S
+    pid, status = os.waitpid(peer, os.WNOHANG)
+    while not pid and outcome.verdict == "escaped" and time.monotonic() < deadline:
+        time.sleep(0.001)
+        pid, status = os.waitpid(peer, os.WNOHANG)
+    if pid and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:
+        return Outcome("escaped", f"{outcome.detail}; its peer ended by SIGBUS")
+    if pid or outcome.verdict == "escaped":
+        return Outcome("broken", f"{outcome.detail}; of its peer came {status:#x}, not SIGBUS")
+    return outcome
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket that is open to all."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen(256)
+        yield listener
 
 
 def _bystander(act: Callable[[], object], *, uid: int = 0, is_dumpable: bool = True) -> int:
@@ -330,17 +440,26 @@ def assault(plan: Plan, outside: Outside) -> tuple[dict[str, dict[str, Outcome]]
     Raises:
         RunError: the run did not stay up, or its dimensions did not come to an end with their attacks.
     """
-    with Run(plan) as run, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        undo = _be_generous()
+        try:
+            run = stack.enter_context(Run(plan))
+        finally:
+            undo()
         supervisor = run.service_pids["supervisor"]
         roots = {d.name: Path(f"/proc/{supervisor}/root{plan.mount_root}", d.name) for d in plan.dimensions}
         siblings = tuple(socket_of(name) for name in roots)
         victims = (*run.dimension_pids.values(), *outside.bait.victims)
         bait = replace(outside.bait, victims=victims, sockets=(*outside.bait.sockets, *siblings))
+        if attempt(_OPEN_TO_THE_HOST, bait).verdict != "escaped":
+            raise RunError(f"/proc/1/root{bait.secret_path} can't be read by the host itself: it would prove nothing")
+        ticks = _region_of(supervisor, "vcg-ticks")
+        stack.callback(os.close, ticks)
         directories = {}
         for d in plan.dimensions:
             directory = directories[d.name] = os.open(roots[d.name], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
-            stack.enter_context(_furnished(directory, bait, run.uids[d.name]))
+            stack.enter_context(_furnished(directory, bait, run.uids[d.name], ticks))
         run.start()
         left = _await_outcomes(run, directories)
         outcomes = {
@@ -349,37 +468,50 @@ def assault(plan: Plan, outside: Outside) -> tuple[dict[str, dict[str, Outcome]]
         }
         controls = {}
         for trap in TRAPS:
-            path = trap.path.format(secret=bait.secret_path.lstrip("/"))
-            outcomes[trap.name] = {name: _guarded(trap, directory, path) for name, directory in directories.items()}
+            path = trap.path.format(secret=bait.secret_path.lstrip("/"), shown=str(outside.tools / "shown").lstrip("/"))
+            seen = roots
+            if trap.seen_from == "own":
+                seen = {name: Path(f"/proc/{pid}/root") for name, pid in run.dimension_pids.items()}
+            outcomes[trap.name] = {name: _guarded(trap, root, path) for name, root in seen.items()}
             first = plan.dimensions[0].name
-            without = _in_child(partial(_unguarded, roots[first] / path), patience_s=_TRAP_S)
-            if without.verdict == "stuck":
-                without = Outcome("escaped", "the host waits for ever")
-            controls[trap.name] = Control(without, {"openat2": outcomes[trap.name][first]})
+            inside = Path(plan.mount_root, first) if "nodev" in trap.stopped_by else None
+            controls[trap.name] = _trapped(trap, seen[first], path, supervisor, inside)
+        run.check()  # nobody has died of it
     return outcomes, controls
 
 
+_OPEN_TO_THE_HOST = Attack("02", "from outside", proc_root, {})
+
+
+def _region_of(supervisor: int, name: str) -> int:
+    """A region of a run, open for writing."""
+    for fd in Path(f"/proc/{supervisor}/fd").iterdir():
+        if str(fd.readlink()).startswith(f"/memfd:{name}"):
+            return os.open(fd, os.O_RDWR | os.O_CLOEXEC)
+    raise RunError(f"the supervisor (pid {supervisor}) has no descriptor of {name}")
+
+
 @contextmanager
-def _furnished(directory: int, bait: Bait, uid: int) -> Iterator[None]:
-    """Give a dimension its bait, and somebody who passes a directory in."""
+def _furnished(directory: int, bait: Bait, uid: int, region: int) -> Iterator[None]:
+    """Give a dimension its bait, and somebody who passes a directory in, and a region."""
     data = openat2.open_beneath(directory, "data", os.O_PATH | os.O_DIRECTORY)
     inside = Path(f"/proc/self/fd/{data}")
+    _plant(data, bait)
     file = os.open(Path(BAIT).name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=data)
     os.fchown(file, uid, uid)
     os.write(file, bait.to_json().encode())
     os.close(file)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(inside / Path(bait.passing).name))
-        (inside / Path(bait.passing).name).chmod(0o777)
-        listener.listen()
-        thread = threading.Thread(target=_pass_directory, args=(listener,))
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)  # to close it would not end the thread's wait
-            thread.join()
-            os.close(data)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, data)
+        root = _root_directory()
+        stack.callback(os.close, root)
+        for path, fd in ((bait.passing, root), (bait.passing_region, region)):
+            listener = stack.enter_context(_listening(inside / Path(path).name))
+            thread = threading.Thread(target=_pass, args=(listener, fd))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(listener.shutdown, socket.SHUT_RDWR)  # to close it would not end the thread's wait
+        yield
 
 
 def _await_outcomes(run: Run, directories: dict[str, int]) -> dict[str, dict[str, Outcome]]:
@@ -398,23 +530,71 @@ def _await_outcomes(run: Run, directories: dict[str, int]) -> dict[str, dict[str
     return left
 
 
-def _guarded(trap: Trap, directory: int, path: str) -> Outcome:
+def _guarded(trap: Trap, root: Path, path: str) -> Outcome:
     """What the host's side makes of a trap."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         openat2.read_file(directory, path, _MOST_BYTES)
     except OSError as error:
-        return Outcome("refused", errno.errorcode.get(error.errno or 0, str(error)))
+        how = errno.errorcode.get(error.errno or 0, str(error))
+        named = how in trap.stopped_by.values()
+        return Outcome("refused", how) if named else Outcome("broken", f"{how}: the trap is not what it should be")
+    finally:
+        os.close(directory)
     return Outcome("escaped", f"{trap.name}: it was opened")
 
 
-def _unguarded(path: Path) -> Outcome:
+def _trapped(trap: Trap, root: Path, path: str, supervisor: int, inside: Path | None) -> Control:
+    """What is made of a trap without any precaution, and with each of those that stop it.
+
+    Args:
+        inside: the dimension's root directory where the supervisor is, to be looked at without ``nodev``; else None.
+    """
+
+    def act(only: str) -> Outcome:
+        here = root if inside is None else _as_seen_by(supervisor, inside, has_devices=only != "nodev")
+        if only not in trap.stopped_by or only == "nodev":
+            return _unguarded(trap, here / path)
+        openat2._RESOLVE = PRECAUTIONS[only]
+        return _guarded(trap, here, path) if only == "regular" else _resolved(trap, here, path)
+
+    without = _in_child(partial(act, ""), patience_s=_TRAP_S)
+    if without.verdict == "stuck":
+        without = Outcome("escaped", "the host waits for ever")
+    alone = {one: _in_child(partial(act, one), patience_s=_TRAP_S) for one in trap.stopped_by}
+    return Control(without, alone, trap.stopped_by)
+
+
+def _as_seen_by(supervisor: int, inside: Path, *, has_devices: bool) -> Path:
+    """From now on this process sees the supervisor's mounts, with or without ``nodev`` on this one."""
+    syscall(308, os.pidfd_open(supervisor), mount.CLONE_NEWNS, name="setns")
+    mount.enter_private_namespace()
+    flags = mount.MS_NOSUID if has_devices else mount.MS_NOSUID | mount.MS_NODEV
+    mount.mount("", inside, flags=mount.MS_REMOUNT | mount.MS_BIND | flags)
+    return inside
+
+
+def _resolved(trap: Trap, root: Path, path: str) -> Outcome:
+    """What becomes of its path by openat2 as it is now, whatever it leads to."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(openat2.open_beneath(directory, path, os.O_PATH))
+    except OSError as error:
+        return Outcome("refused", errno.errorcode.get(error.errno or 0, str(error)))
+    return Outcome("escaped", f"{trap.name}: it was found")
+
+
+def _unguarded(trap: Trap, path: Path) -> Outcome:
     """What a plain open makes of it."""
-    with path.open("rb") as file:
-        if file.read(_MOST_BYTES).decode(errors="replace") == _SECRET:
-            return Outcome("escaped", "the host read what lies outside")
-        if os.fstat(file.fileno()).st_nlink > 1:
-            return Outcome("escaped", "the host opened what has another name")
-    return Outcome("refused", "the host read what lies inside")
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_SECRET)).decode(errors="replace") == _SECRET:
+                return Outcome("escaped", "the host read what lies outside")
+            if os.fstat(file.fileno()).st_nlink > 1:
+                return Outcome("escaped", "the host opened what has another name")
+    except OSError as error:
+        return Outcome("refused", errno.errorcode.get(error.errno or 0, str(error)))
+    return Outcome("broken", f"{trap.name}: the host read what lies inside")
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -425,7 +605,7 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
         with Outside(place) as outside:
             progress("controls")
             controls = {attack.name: control(attack, outside) for attack in ATTACKS}
-            controls |= {siege.name: Control(siege.control(_empty(place / "control")), {}) for siege in SIEGES}
+            controls |= {siege.name: siege.control(_empty(place / "control")) for siege in SIEGES}
             attacking = runtime.plan_of("default", place, {**OVERRIDES, "dimensions.*.binds": [str(outside.tools)]})
             plans = [runtime.plan_of("default", place, siege.overrides) for siege in SIEGES]
             tables = []
@@ -463,17 +643,18 @@ LINES = dict(
     )
 )
 """Everything that is tried, and which line of the list it belongs to, in the order of the list."""
-HEADINGS = ("line", "attack", "escaped", "outcome", "without its defences", "stopped by each alone")
+HEADINGS = ("line", "attack", "escaped", "outcome", "without all of these", "stopped by each alone, with")
 
 
 def row_of(line: str, name: str, runs: list[dict[str, Outcome]], beside: Control) -> tuple[str, ...]:
     """One row of the table: what came of an attack in all dimensions and runs, and its controls."""
     outcomes = [one for run in runs for one in run.values()]
     told = ", ".join(sorted({f"{one.verdict}: {one.detail}" for one in outcomes}))
-    failing = "".join(f" NOT BY {one}" for one, found in beside.alone.items() if found.verdict != "refused")
+    failing = "".join(f" NOT BY {one}" for one in beside.failing)
     without = f"{beside.without.verdict}: {beside.without.detail}"
     escaped = sum(one.verdict != "refused" for one in outcomes)
-    return line, name, f"{escaped} of {len(outcomes)}", told, without, ", ".join(beside.alone) + failing
+    alone = ", ".join(f"{one} ({found.detail})" for one, found in beside.alone.items())
+    return line, name, f"{escaped} of {len(outcomes)}", told, without, alone + failing
 
 
 BENCHMARK = Benchmark(

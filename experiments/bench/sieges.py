@@ -1,7 +1,9 @@
 """Lines 07 to 09 and 11 of what a dimension must not be able to do, as whole runs in which all nine misbehave at once.
 
 A :class:`Siege` is a workload, how the run is seen to bear it, and a control: the same against something that lacks the
-defence. Line 10 is about clients, which are no dimensions: ``tests/host/test_escape_sockets.py``.
+defence. For what is written or held that is the orchestrator without one check (``experiments.bench.forgeries``), for
+what is taken a process with twice the limit, for what is left behind a group that nobody sweeps. Line 10 is about
+clients, which are no dimensions: ``tests/host/test_escape_sockets.py``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,22 +19,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from experiments.bench.attacks import Outcome
-from experiments.bench.misbehaviour import DAEMON, claim, corrupts
+from experiments.bench import forgeries
+from experiments.bench.attacks import Control, Outcome
+from experiments.bench.misbehaviour import DAEMON
 from vcg import shm, uids
 from vcg.errors import RunError
 from vcg.linux import cgroup, mount, openat2, prctl, sandbox
+from vcg.lookout import oom_kills
 from vcg.plan import DimensionPlan, Plan
-from vcg.rounds import ledger_of
 from vcg.run import Run
 from vcg.workloads import hostile
 
 AFTER, FORGERIES = 20, 5
-LIMITS = {"fork": 20, "memory": 48 << 20, "disk": 8 << 20, "inodes": 500, "descriptors": 64}
-"""What an abuse is held to in its control: processes, bytes, bytes, inodes, descriptors."""
+LIMITS = {"fork": 20, "memory": 48 << 20, "disk": 8 << 20, "inodes": 500, "descriptors": 64, "connections": 64}
+"""What an abuse is held to in its control: processes, bytes, bytes, inodes, descriptors, descriptors."""
 _BESIEGED_S = 60
 _ABUSED_S = 15
 _LONG_ENOUGH_S = 0.5
@@ -49,16 +52,16 @@ class Siege:
         name: stable, for comparison between commits.
         fields: of every dimension.
         judge: whether a dimension has been held by now, and by what; None if that is not yet to be seen.
-        control: the same without the defence, in a directory to mount on; it should escape.
+        control: the same without the defence, and with it, in a directory to mount on.
         afterwards: what is to be seen only when the run is over.
-        is_mortal: whether dimensions may die of it.
+        is_mortal: whether dimensions die of it, by SIGKILL and nothing else.
     """
 
     line: str
     name: str
     fields: dict[str, Any]
     judge: Callable[[Run, DimensionPlan], str | None]
-    control: Callable[[Path], Outcome]
+    control: Callable[[Path], Control]
     afterwards: Callable[[str], Outcome] = lambda seen: Outcome("refused", seen)
     is_mortal: bool = False
 
@@ -75,17 +78,23 @@ def besiege(siege: Siege, plan: Plan) -> dict[str, Outcome]:
         RunError: a process of the run died that should not.
     """
     seen: dict[str, str] = {}
+    deaths = ""
     with Run(plan) as run:
         run.start()
         deadline = time.monotonic() + _BESIEGED_S
         while len(seen) < len(plan.dimensions) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             for d in plan.dimensions:
-                if d.name not in seen and (what := siege.judge(run, d)) is not None:
+                has_ended = f"{d.name} was killed by SIGKILL" in deaths
+                if d.name not in seen and has_ended == siege.is_mortal and (what := siege.judge(run, d)) is not None:
                     seen[d.name] = what
             run.drain()
-            with contextlib.suppress(RunError) if siege.is_mortal else contextlib.nullcontext():
+            try:
                 run.check()
+            except RunError as error:
+                deaths = str(error)
+                if not siege.is_mortal or deaths.count(" was killed by SIGKILL") != deaths.count(";") + 1:
+                    raise
         services = [name for name, pid in run.service_pids.items() if not Path(f"/proc/{pid}").exists()]
     if services:
         raise RunError(f"{', '.join(services)}: did not live through it")
@@ -100,43 +109,19 @@ def _account(run: Run, d: DimensionPlan) -> dict[str, int]:
     return account
 
 
-def _forgeries_refused(run: Run, d: DimensionPlan) -> str | None:
-    account = _account(run, d)
-    every = account["refused_epoch"], account["refused_window"], account["refused_value"]
-    if not all(found >= least for found, least in zip(every, (FORGERIES, 2 * FORGERIES, 2 * FORGERIES), strict=True)):
-        return None
-    if not 0 <= account["used_ns"] < _BESIEGED_S * 1e9:
-        return None
-    return "its claims were refused and counted"
-
-
-def _garbage_refused(run: Run, d: DimensionPlan) -> str | None:
+def _refused(counter: str, run: Run, d: DimensionPlan) -> str | None:
     shm.read_message(run.regions.status[d.name])  # whatever length it claims
-    return "its head was refused and counted" if _account(run, d)["refused_value"] >= FORGERIES else None
+    account = _account(run, d)
+    if account[counter] < FORGERIES or not 0 <= account["used_ns"] < _BESIEGED_S * 1e9:
+        return None
+    return f"counted as {counter}"
 
 
-def _a_page() -> memoryview:
-    return memoryview(bytearray(shm.STATUS_BYTES)).cast("q")
-
-
-def believe_claims(place: Path) -> Outcome:
-    """Somebody adds up what he finds."""
-    page = _a_page()
-    claim(page, 3, 1, -(2**62))
-    used_ns = sum(page[shm.WINDOWS_AT + shm.WINDOW.at("used_ns") :: shm.WINDOW_WORDS].tolist())
-    return Outcome("escaped" if used_ns < 0 else "refused", f"it is believed to have used {used_ns} ns")
-
-
-def believe_head(place: Path) -> Outcome:
-    """Somebody reads the record before the head, wherever that is."""
-    page = _a_page()
-    windows = iter([SimpleNamespace(number=9 * AFTER)])  # the first of its heads is far out of range
-    corrupts(SimpleNamespace(_status=page, args={"after": AFTER}, windows=lambda: windows))  # type: ignore[arg-type]
-    try:
-        page[shm.WINDOWS_AT + (page[shm.STATUS_HEADER.at("head")] - 1) * shm.WINDOW_WORDS]
-    except IndexError as error:
-        return Outcome("escaped", f"the reader ends with {error}")
-    return Outcome("refused", "it was there")
+def _paid_late(run: Run, d: DimensionPlan) -> str | None:
+    account = _account(run, d)
+    if account["expired"] < FORGERIES or account["overrun_ns"] < FORGERIES * d.credit_ns // 2:
+        return None
+    return "its tokens expired, and all use under them is too much"
 
 
 # ── 09: what it takes ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +130,7 @@ def group_of(run: Run, name: str, controller: str) -> Path:
     found = cgroup.observe()
     above = found.unified if found.backend(controller) == "v2" else found.v1[controller]
     assert above is not None
-    (directory,) = above.glob(f"vcg-{run.supervisor_pid}-*/{name}")
+    (directory,) = above.glob(f"vcg-{run.supervisor_pid}-*/**/{name}")
     return directory
 
 
@@ -154,12 +139,18 @@ def _filesystem(run: Run, name: str) -> os.statvfs_result:
 
 
 def fork_stopped(run: Run, d: DimensionPlan) -> str | None:
-    many = int((group_of(run, d.name, "pids") / "pids.current").read_text())
-    return f"at {many} processes" if many == d.pids else None
+    _, refused = (group_of(run, d.name, "pids") / "pids.events").read_text().split()[:2]  # max 17
+    return "the kernel refused it a process" if int(refused) else None
 
 
 def memory_stopped(run: Run, d: DimensionPlan) -> str | None:
-    return None if Path(f"/proc/{run.dimension_pids[d.name]}").exists() else "killed at its limit"
+    group = group_of(run, d.name, "memory")
+    events = group / "memory.events"
+    return (
+        "killed for want of memory"
+        if oom_kills(str(events if events.exists() else group / "memory.oom_control"))
+        else None
+    )
 
 
 def disk_stopped(run: Run, d: DimensionPlan) -> str | None:
@@ -172,8 +163,22 @@ def inodes_stopped(run: Run, d: DimensionPlan) -> str | None:
 
 def descriptors_stopped(run: Run, d: DimensionPlan) -> str | None:
     most = sandbox.LIMITS[resource.RLIMIT_NOFILE]
-    many = len(list(Path(f"/proc/{run.dimension_pids[d.name]}/fd").iterdir()))
-    return f"at {many} descriptors" if many == most else None
+    return f"at {most} descriptors" if len(_descriptors_of(run, d)) == most else None
+
+
+def connections_stopped(run: Run, d: DimensionPlan) -> str | None:
+    most, kinds = sandbox.LIMITS[resource.RLIMIT_NOFILE], _descriptors_of(run, d)
+    sockets = sum(kind.startswith("socket:") for kind in kinds)
+    return "at its limit of descriptors, nearly all sockets" if len(kinds) == most and sockets > most * 0.9 else None
+
+
+def _descriptors_of(run: Run, d: DimensionPlan) -> list[str]:
+    """What each descriptor of a dimension's process is; of those that are closed meanwhile nothing."""
+    kinds = []
+    for fd in Path(f"/proc/{run.dimension_pids[d.name]}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            kinds.append(str(fd.readlink()))
+    return kinds
 
 
 STOPPED = {
@@ -182,8 +187,9 @@ STOPPED = {
     "disk": disk_stopped,
     "inodes": inodes_stopped,
     "descriptors": descriptors_stopped,
+    "connections": connections_stopped,
 }
-"""Each abuse of ``vcg.workloads.hostile``, and how it is seen to be at its limit."""
+"""Each abuse of ``vcg.workloads.hostile``, and how it is seen to be at its limit, by the kernel's account."""
 
 
 def peak_of(kind: str, generosity: int, place: Path) -> int:
@@ -226,7 +232,8 @@ def _abused(kind: str, generosity: int, place: Path) -> Iterator[Callable[[], in
             sandbox.take(sandbox.enclosure(place, ()))
             dict(sandbox.surrendering(_UID, parent))["uid"]()
             prctl.close_from(3)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed["descriptors"], allowed["descriptors"]))
+            descriptors = allowed["connections" if kind == "connections" else "descriptors"]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
             hostile.ABUSES[kind]()
         finally:
             os._exit(1)
@@ -240,6 +247,7 @@ def _abused(kind: str, generosity: int, place: Path) -> Iterator[Callable[[], in
                 "disk": lambda: (found.f_blocks - found.f_bfree) * found.f_frsize,
                 "inodes": lambda: found.f_files - found.f_ffree,
                 "descriptors": lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())),
+                "connections": lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())),
             }[kind]()
         return 0
 
@@ -259,10 +267,12 @@ def _usage(memory: Path) -> int:
     return int((file if file.exists() else memory / "memory.usage_in_bytes").read_text())
 
 
-def twice_the_limit(kind: str, place: Path) -> Outcome:
-    """The same abuse in the same place, with twice as much of what it takes."""
-    peak, limit = peak_of(kind, 2, place), LIMITS[kind]
-    return Outcome("escaped" if peak > limit else "refused", f"took {peak}, where the limit is {limit}")
+def limited(kind: str, place: Path) -> Control:
+    """The same abuse in the same place, with twice as much of what it takes, and with no more than its limit."""
+    twice, once, limit = peak_of(kind, 2, place), peak_of(kind, 1, place), LIMITS[kind]
+    without = Outcome("escaped" if twice > limit else "refused", f"took {twice}, where the limit is {limit}")
+    reached = limit / 2 < once <= limit
+    return Control(without, {"its limit": Outcome("refused" if reached else "escaped", f"took {once}")})
 
 
 # ── 11: what it holds, and what it leaves behind ─────────────────────────────────────────────────────────────────────
@@ -278,30 +288,6 @@ def _token_taken(run: Run, d: DimensionPlan) -> str | None:
     account = _account(run, d)
     # All that was minted up to some windows ago has been used or has expired: none of it is out.
     return "its token expired" if account["settled"] + account["expired"] > latest - 2 * AFTER > 0 else None
-
-
-def keep_lease(place: Path) -> Outcome:
-    """A ledger that nobody tells that time is up."""
-    rtd = SimpleNamespace(cpus=_A_DIMENSION.cpus)
-    plan = SimpleNamespace(dimensions=[_A_DIMENSION], horizon=64, base_window_ns=1_000_000, rtd=rtd)
-    account = ledger_of(plan).accounts[0]  # type: ignore[arg-type]
-    for window in range(2 * AFTER):
-        account.book(window)
-    out = account.next_window - account.settled_through - 1
-    return Outcome("escaped" if out == 2 * AFTER else "refused", f"{out} tokens stay out")
-
-
-_A_DIMENSION = SimpleNamespace(
-    name="d1",
-    cpus=(0,),
-    triad="",
-    period=(1_000_000, 1),
-    burst=(0, 1),
-    floor=(1, 4),
-    ceiling=(4, 1),
-    amplitude=1.0,
-    credit_ns=100_000,
-)
 
 
 def daemon_of(run: Run, name: str) -> int:
@@ -325,12 +311,19 @@ def _daemon_gone(seen: str) -> Outcome:
     return Outcome("refused", "it ended with the run") if is_gone else Outcome("escaped", f"pid {seen} lives on")
 
 
-def outlive_parent(place: Path) -> Outcome:
-    """A daemon whose parent is killed, where nobody sweeps: PDEATHSIG is not inherited."""
+def outlive_parent(place: Path) -> Control:
+    """A daemon whose parent is killed: PDEATHSIG is not inherited, so it takes a sweep of its control group."""
+    return Control(_daemon_of_dead(is_swept=False), {"sweep": _daemon_of_dead(is_swept=True)})
+
+
+def _daemon_of_dead(*, is_swept: bool) -> Outcome:
+    group = cgroup.Group(cgroup.observe(), f"vcg-siege-{os.getpid()}", ())
+    group.create()
     told, tell = os.pipe()
     parent = os.getpid()
     dimension = os.fork()
     if dimension == 0:
+        group.enter()
         prctl.die_with_parent(parent)
         if os.fork() == 0:
             os.setsid()
@@ -346,14 +339,16 @@ def outlive_parent(place: Path) -> Outcome:
     handle = os.pidfd_open(daemon)
     os.kill(dimension, signal.SIGKILL)
     os.waitpid(dimension, 0)
+    deadline_ns = time.monotonic_ns() + 5_000_000_000
     try:
-        signal.pidfd_send_signal(handle, 0)
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except ProcessLookupError:
-        return Outcome("refused", "it ended with its parent")
+        if is_swept:
+            cgroup.kill(group.directories, deadline_ns)
+        is_over = bool(select.select([handle], [], [], int(is_swept))[0])
     finally:
         os.close(handle)
-    return Outcome("escaped", "it outlived its parent")
+        cgroup.kill(group.directories, deadline_ns)
+        cgroup.remove(group.directories, deadline_ns)
+    return Outcome("refused", "it ended with its parent") if is_over else Outcome("escaped", "it outlived its parent")
 
 
 def _hostile(kind: str, **more: Any) -> dict[str, Any]:
@@ -361,25 +356,52 @@ def _hostile(kind: str, **more: Any) -> dict[str, Any]:
     return {**fields, "pids": 20, **more}
 
 
-_WRITES = {"args": {"after": AFTER, "forgeries": FORGERIES}, "enforce": "none"}
 _HERE = "experiments.bench.misbehaviour"
 _SMALL = {"storage.size": "8M"}
 
+
+def _writes(function: str, **more: Any) -> dict[str, Any]:
+    args = {"after": AFTER, "forgeries": FORGERIES, **more}
+    return {"workload": f"{_HERE}:{function}", "args": args, "scheduling": "other", "enforce": "none"}
+
+
+def _facing(forgery: Callable[[forgeries.Office], str]) -> Callable[[Path], Control]:
+    return lambda place: forgeries.control(forgery)
+
+
+_CLAIMS = (
+    ("old epoch", "refused_epoch", forgeries.old_epoch),
+    ("replay", "refused_window", forgeries.replay),
+    ("future", "refused_window", forgeries.future),
+    ("negative use", "refused_value", forgeries.negative_use),
+    ("impossible use", "refused_value", forgeries.impossible_use),
+    ("neighbour", "refused_value", forgeries.neighbour),
+)
+_OUT_OF_RANGE = partial(_refused, "refused_value")
+
 SIEGES = (
-    Siege("07", "garbage", {"workload": f"{_HERE}:corrupts", **_WRITES}, _garbage_refused, believe_head),
-    Siege("08", "forgeries", {"workload": f"{_HERE}:forges", **_WRITES}, _forgeries_refused, believe_claims),
+    Siege("07", "garbage", _writes("corrupts"), _OUT_OF_RANGE, _facing(forgeries.head_out_of_range)),
+    Siege("07", "torn head", _writes("tears", word="head"), _OUT_OF_RANGE, _facing(forgeries.head_rewritten)),
+    Siege("07", "torn use", _writes("tears", word="use"), _OUT_OF_RANGE, _facing(forgeries.use_rewritten)),
+    *(
+        Siege("08", kind, _writes("forges", claims=[kind]), partial(_refused, counter), _facing(forgery))
+        for kind, counter, forgery in _CLAIMS
+    ),
+    Siege("08", "expired token", _writes("overstays"), _paid_late, _facing(forgeries.expired)),
     *(
         Siege(
             "09",
             kind,
             _hostile(kind, **({"memory": "48M"} if kind == "memory" else {}), **_SMALL),
             judge,
-            partial(twice_the_limit, kind),
+            partial(limited, kind),
             is_mortal=kind == "memory",
         )
         for kind, judge in STOPPED.items()
     ),
-    Siege("11", "stop", {"workload": f"{_HERE}:stops", "args": {"after": AFTER}}, _token_taken, keep_lease),
+    Siege(
+        "11", "stop", {"workload": f"{_HERE}:stops", "args": {"after": AFTER}}, _token_taken, _facing(forgeries.stop)
+    ),
     Siege("11", "daemon", {"workload": f"{_HERE}:daemonises"}, _daemon_seen, outlive_parent, _daemon_gone),
 )
 """Every kind; each in a run of its own."""

@@ -15,7 +15,7 @@ import pytest
 from experiments.bench import attacks, escape
 from experiments.bench.attacks import ATTACKS, TRAPS, Attack, Outcome
 from vcg import audit, config, plan
-from vcg.linux import numa
+from vcg.linux import numa, sandbox
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -59,27 +59,50 @@ def test_the_attack_succeeds_without_its_defences_and_each_of_them_stops_it_alon
         pytest.skip("needs two CPUs")
     found = escape.control(attack, outside)
     assert found.without.verdict == "escaped", found.without
-    assert {one: outcome.verdict for one, outcome in found.alone.items()} == dict.fromkeys(attack.stopped_by, "refused")
+    assert {one: (outcome.verdict, outcome.detail) for one, outcome in found.alone.items()} == {
+        one: ("refused", how) for one, how in attack.stopped_by.items()
+    }
 
 
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
-def test_a_plain_open_is_led_astray(trap: attacks.Trap, assaulted: tuple[object, dict[str, escape.Control]]) -> None:
+def test_a_plain_open_is_led_astray_and_each_precaution_stops_that_alone(
+    trap: attacks.Trap, assaulted: tuple[object, dict[str, escape.Control]]
+) -> None:
     _, controls = assaulted
-    assert controls[trap.name].without.verdict == "escaped", controls[trap.name].without
+    found = controls[trap.name]
+    assert found.without.verdict == "escaped", found.without
+    assert {one: outcome.detail for one, outcome in found.alone.items()} == trap.stopped_by
+
+
+def test_every_step_that_takes_something_away_is_there_for_an_attack_that_it_stops() -> None:
+    """But for those that only arrange, and PDEATHSIG, dumpable and umask, whose attackers are no dimensions."""
+    arranging = {"namespace", "root", "devices", "binds", "umask", "death", "dumpable"}
+    steps = {name for name, _ in (*sandbox.enclosure(Path("/"), ()), *sandbox.surrendering(0, 0))}
+    tried = set().union(*(escape.DEFENCES[one] for attack in ATTACKS for one in attack.stopped_by))
+    assert steps - arranging == tried
 
 
 def test_an_attack_that_is_itself_at_fault_does_not_pass_for_a_defence(outside: escape.Outside) -> None:
     def act(bait: attacks.Bait) -> str:
         raise KeyError("a mistake")
 
-    assert attacks.attempt(Attack("01", "mistaken", act, ()), outside.bait).verdict == "broken"
+    assert attacks.attempt(Attack("01", "mistaken", act, {}), outside.bait).verdict == "broken"
+
+
+def test_an_error_that_an_attack_does_not_name_does_not_pass_for_a_refusal(outside: escape.Outside) -> None:
+    def act(bait: attacks.Bait) -> str:
+        return Path("/a path that leads nowhere").read_text()
+
+    assert attacks.attempt(Attack("01", "lost", act, {"uid": "EACCES"}), outside.bait).verdict == "broken"
+    assert attacks.attempt(Attack("01", "lost", act, {"uid": "ENOENT"}), outside.bait).verdict == "refused"
 
 
 def test_an_unmodified_program_behind_the_freezer_gate_is_confined_all_the_same(outside: escape.Outside) -> None:
     """Python itself is the program; what it attacks with it reads from the binds."""
     here = str(Path(attacks.__file__).parents[2])
     attack = (
-        f"import sys; sys.path.insert(0, {here!r}); from experiments.bench import attacks; attacks.assail('d1', ())"
+        f"import sys; sys.path.insert(0, {here!r}); from experiments.bench import attacks\n"
+        "with attacks.assail('d1', ()): attacks.signal.pause()"
     )
     program = {
         "gate": "freezer",

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from experiments.bench import sieges
-from experiments.bench.sieges import AFTER, FORGERIES, LIMITS, SIEGES, STOPPED, Siege
+from experiments.bench import forgeries, sieges
+from experiments.bench.sieges import AFTER, FORGERIES, SIEGES, STOPPED, Siege
 from vcg import audit, config, plan, shm
 from vcg.errors import RunError
 from vcg.linux import numa
+from vcg.orchestrator import Desk
 from vcg.plan import Plan
 from vcg.run import Run
 from vcg.shm import Outcome
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("root")
 BAD = "d5"
 PATIENCE_S = 60
 WATCHED_S = 0.5
+CADENCE = 0.9
 
 
 class Roots(Protocol):
@@ -77,13 +79,21 @@ def entered(raw: bytes) -> int:
 
 
 def assert_the_others_go_on(run: Run) -> None:
-    """Every other dimension enters windows, now, and its account has nothing to complain of."""
+    """Every other dimension keeps its cadence, now, and its account has nothing to complain of.
+
+    Beside an idle dimension, and as well beside each kind of abuse, the other eight were seen to enter all windows of
+    such a time but one or two (97 % and more, once 94 %, of 27 windows of the longest kind): the host's own doing. So
+    what is asked is nine in ten, one aside that the bounds of the time cut off.
+    """
     run.drain()
+    began_ns = time.monotonic_ns()
     time.sleep(WATCHED_S)
     fresh = run.drain()
+    lasted_ns = time.monotonic_ns() - began_ns
     others = [d for d in run.plan.dimensions if d.name != BAD]
     for d in others:
-        assert entered(fresh[d.name]) >= WATCHED_S * 1e9 / d.period_ns / 3, f"{d.name} hardly enters any window"
+        many, expected = entered(fresh[d.name]), lasted_ns / d.period_ns
+        assert many >= CADENCE * expected - 1, f"{d.name} entered {many} windows of {expected:.1f}"
     accounts = run.statistics()["tokens"]
     refused = {d.name: [accounts[d.name][name] for name in accounts[d.name] if "refused" in name] for d in others}
     assert refused == {d.name: [0, 0, 0] for d in others}
@@ -113,13 +123,25 @@ def test_a_run_holds_all_nine_when_they_misbehave_at_once(siege: Siege, roots: R
 def test_without_the_defence_the_misbehaviour_succeeds(
     siege: Siege, roots: Roots, in_child: Callable[..., Any]
 ) -> None:
-    assert in_child(lambda: siege.control(roots.mount_root)).verdict == "escaped"
+    found = in_child(lambda: siege.control(roots.mount_root))
+    assert found.without.verdict == "escaped", found
+    assert found.alone, "a control without any defence"
+    assert found.failing == [], found
 
 
-@pytest.mark.parametrize("kind", LIMITS)
-def test_with_its_own_limit_an_abuse_comes_as_far_as_that(kind: str, roots: Roots) -> None:
-    """The other half of the control: in the same place, with half of what it was given there."""
-    assert LIMITS[kind] / 2 < sieges.peak_of(kind, 1, roots.mount_root) <= LIMITS[kind]
+def test_a_check_whose_text_has_changed_is_not_taken_for_one_that_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = forgeries.Cut(Desk, "settle", "a check that is no more", "True")
+    monkeypatch.setitem(forgeries.CHECKS, "epoch", (gone,))
+    assert forgeries.control(forgeries.old_epoch).without.verdict == "broken"
+
+
+def test_who_dies_of_anything_but_a_want_of_memory_has_not_been_stopped_by_its_limit(roots: Roots) -> None:
+    """A workload that can't even be run dies, too."""
+    places = {"state_root": str(roots.state_root), "mount_root": str(roots.mount_root)}
+    fields = {"dimensions.*.workload": "workloads_under_test:raises", "dimensions.*.args": {}}
+    memory = next(siege for siege in SIEGES if siege.name == "memory")
+    with pytest.raises(RunError):
+        sieges.besiege(memory, plan.make(config.load("default", {**places, **fields}), numa.observe()))
 
 
 # ── one of nine, and what the other eight make of it ─────────────────────────────────────────────────────────────────
@@ -160,6 +182,7 @@ def test_garbage_in_a_status_page_hurts_nobody_who_reads_it(planned: Callable[..
         ("inodes", "tmpfs"),
         ("inodes", "ext4"),
         ("descriptors", "tmpfs"),
+        ("connections", "tmpfs"),
     ],
 )
 def test_an_abuse_ends_at_its_own_limits_and_the_other_eight_go_on(
@@ -180,6 +203,8 @@ def test_who_takes_too_much_memory_is_killed_alone(storage: str, planned: Callab
     with Run(planned(**fields, scheduling="other", storage={"kind": storage, "size": "32M"})) as run:
         run.start()
         pid = run.dimension_pids[BAD]
+        bad = next(d for d in run.plan.dimensions if d.name == BAD)
+        wait_for(lambda: STOPPED["memory"](run, bad), "the kernel's account of its end")
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the end of the dimension")
         with pytest.raises(RunError, match=f"{BAD} was killed by SIGKILL"):
             run.check()

@@ -8,7 +8,8 @@ Arguments: ``kind``, the abuse; ``after`` (20) windows that it behaves for.
   ``/data`` (which is a memory of its own kind where the storage is tmpfs).
 * ``disk``: fills its filesystem and goes on writing.
 * ``inodes``: makes empty files until no more can be made, and goes on trying.
-* ``descriptors``: opens files until it may open no more, closes them all, and begins again.
+* ``descriptors``: opens files until it may open no more, goes on trying as often, closes them all, and begins again.
+* ``connections``: connects to itself, and to no end: what is accepted is held, what is not fills the queue.
 
 Once it has turned it never comes back for another window. A refusal by the kernel (EAGAIN, ENOMEM, ENOSPC, EMFILE) is
 what the abuse is about, so it is tried again at once.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -100,9 +102,33 @@ def _descriptors() -> NoReturn:
 
     while True:
         if _refused(hold):
+            for _ in held:
+                _refused(hold)
             for fd in held:
                 os.close(fd)
             held.clear()
+
+
+def _connections() -> NoReturn:
+    held: list[socket.socket] = []
+    Path("/data/hostile").unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("/data/hostile")
+    listener.listen()
+    listener.setblocking(False)
+
+    def connect() -> None:
+        one = socket.socket(socket.AF_UNIX)
+        held.append(one)
+        one.setblocking(False)
+        one.connect("/data/hostile")
+
+    def accept() -> None:
+        held.append(listener.accept()[0])
+
+    while True:
+        _refused(connect)
+        _refused(accept)
 
 
 ABUSES: dict[str, Callable[[], NoReturn]] = {
@@ -112,6 +138,7 @@ ABUSES: dict[str, Callable[[], NoReturn]] = {
     "disk": _disk,
     "inodes": _inodes,
     "descriptors": _descriptors,
+    "connections": _connections,
 }
 
 
