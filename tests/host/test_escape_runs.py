@@ -18,8 +18,8 @@ from experiments.bench.sieges import AFTER, FORGERIES, SIEGES, STOPPED, Siege
 from vcg import audit, config, plan, shm
 from vcg.errors import RunError
 from vcg.linux import numa
-from vcg.orchestrator import Desk
 from vcg.plan import Plan
+from vcg.rounds import Desk
 from vcg.run import Run
 from vcg.shm import Outcome
 
