@@ -48,7 +48,7 @@ class Window:
         phase: position of its edge in the base window, 0 <= phase < 1.
         planned_ns: its edge, CLOCK_MONOTONIC.
         entry_ns: when its work began. It goes into the record as it stands at the end: whoever only lets others work
-            sets it anew.
+            sets it anew, and to 0 if it came too late to let them: then the window was missed.
         token: its credit.
     """
 
@@ -172,12 +172,15 @@ class Dimension:
                 finish_ns = now_ns()
                 entry_ns = window.entry_ns
                 sched_yield()  # peers of our priority on this CPU enter their windows before we write ours down
+            else:
+                entry_ns = 0
+            if entry_ns:
                 cpu_ns = cpu_now_ns()
                 used_ns = cpu_ns - cpu_before_ns
                 cpu_before_ns = cpu_ns
                 outcome, cause = overrun if finish_ns > expires_ns or used_ns > budget_ns else done, 0
             else:
-                entry_ns = finish_ns = budget_ns = expires_ns = used_ns = 0
+                finish_ns = budget_ns = expires_ns = used_ns = 0
                 outcome, cause = missed, late if has_token else no_token
 
             if gap != number:

@@ -20,7 +20,8 @@ Traps:
 - A task freezes at the end of its system call, not in the middle: what a long one uses is booked in the next window.
 - To freeze takes a lock of the kernel's that anybody may hold, also somebody who waits for the CPU that the program
   has: a real-time program is demoted first (:class:`vcg.linux.cgroup.FifoFreezer`).
-- The gate must be back at its futex when the next edge comes, and closes :data:`CLEARANCE_NS` before it.
+- The gate must be back at its futex when the next edge comes, and closes :data:`CLEARANCE_NS` before it. One that comes
+  only then leaves its program frozen, and the window is missed.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ def hold(dimension: Dimension, group: Freezer, cpus: int, is_gone: Callable[[], 
         budget_ns, close_ns = window.token.budget_ns, window.token.expires_ns - CLEARANCE_NS
         before_ns = window.used_ns()
         left_ns = budget_ns - before_ns
-        if has_ended or is_spent(budget_ns, left_ns) or window.entry_ns >= close_ns:
+        if window.entry_ns >= close_ns:
+            window.entry_ns = 0
+            continue
+        if has_ended or is_spent(budget_ns, left_ns):
             continue
         group.thaw()
         window.entry_ns = now_ns()

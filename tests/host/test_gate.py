@@ -201,6 +201,21 @@ def test_what_a_program_uses_is_what_the_kernel_accounts_and_what_it_is_charged_
     assert used_ns <= len(rows) * run.plan.dimensions[0].credit_ns + longest_ns
 
 
+def test_a_credit_below_the_shortest_thaw_is_kept_on_the_whole(resolve: Resolve) -> None:
+    other = {"cpus": [CPU], "amplitude": 99, "workload": "idle"}
+    made = resolve(SPIN, "5ms", ceiling="1")
+    document = {**made.testbed, "dimensions": {**made.testbed["dimensions"], "d2": other}}
+    with Run(plan.make(config.from_mapping(document), numa.observe())) as run:
+        assert run.plan.dimensions[0].credit_ns < gate.REST_MIN_NS / 2
+        run.start()
+        wait_for(run, lambda: is_executed(run))
+        before = run.statistics()["tokens"]["d1"]
+        wait_for(run, lambda: run.statistics()["tokens"]["d1"]["settled"] > before["settled"] + 400)
+        after = run.statistics()["tokens"]["d1"]
+    used_ns, own_ns = (after[name] - before[name] for name in ("used_ns", "own_ns"))
+    assert 0 < used_ns < 1.5 * own_ns
+
+
 def test_what_a_program_forks_is_frozen_with_it(resolve: Resolve) -> None:
     with Run(resolve(SPINNERS, devices=NULL)) as run, watched(run) as group:
         run.start()

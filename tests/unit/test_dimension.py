@@ -58,6 +58,12 @@ class Scene:
             self.d, EPOCH, self.control, self.ticks, self.tokens, self.status, lambda: 0, generation=generation
         )
 
+    def lay_token(self, window: int) -> None:
+        at = shm.TOKENS_AT + (self.d.index * shm.TOKEN_SLOTS + window % shm.TOKEN_SLOTS) * shm.TOKEN_WORDS
+        token = {"window": window, "epoch": EPOCH, "budget_ns": 1000, "expires_ns": 1 << 62}
+        for name, value in token.items():
+            self.tokens[at + shm.TOKEN.at(name)] = value
+
     @property
     def head(self) -> int:
         return self.status[shm.STATUS_HEADER.at("head")]
@@ -123,3 +129,25 @@ def test_who_asks_for_its_windows_again_goes_on_where_it_stopped() -> None:
     process = scene.process(1)
     assert list(process.windows()) == list(process.windows()) == []
     assert scene.head == 7
+
+
+def test_a_window_in_which_nobody_was_let_work_after_all_is_missed_and_its_cpu_time_counts_in_the_next() -> None:
+    scene = Scene(0)
+    cpu_ns = iter(range(0, 10_000, 7))
+    process = Dimension(
+        scene.d, EPOCH, scene.control, scene.ticks, scene.tokens, scene.status, cpu_ns=lambda: next(cpu_ns)
+    )
+    scene.lay_token(0)
+    scene.lay_token(1)
+    for window in process.windows():
+        if window.number == 0:
+            window.entry_ns = 0
+            latest_at = shm.EDGES_AT + (scene.d.index * shm.EDGE_SLOTS + 1) * shm.EDGE_WORDS
+            for offset, value in enumerate((1, scene.planned_ns(1), 0, 3)):
+                scene.ticks[latest_at + offset] = value
+            scene.ticks[shm.LATEST_AT + scene.d.index] = 1
+    missed, done = scene.record(0), scene.record(1)
+    assert (missed.outcome, missed.entry_ns, missed.cause) == (Outcome.MISSED, 0, Cause.LATE)
+    assert (done.outcome, done.cause) == (Outcome.DONE, Cause.NONE)
+    used_at = shm.WINDOWS_AT + shm.WINDOW.at("used_ns")
+    assert (scene.status[used_at], scene.status[used_at + shm.WINDOW_WORDS]) == (0, 7)
