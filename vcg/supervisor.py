@@ -181,13 +181,16 @@ class Supervisor:
                 raise RunError(f"{d.name}: snapshot oom: no memory controller counts what the kernel kills here")
             if d.snapshot and d.storage == "tmpfs" and shutil.which("zstd") is None:
                 raise RunError(f"{d.name}: snapshot of a tmpfs: zstd not found (apt-get install zstd)")
-        epoch = self._epoch = self.state.next_epoch()
+        epoch = self._epoch = self.state.epoch
         self._uids = uids.claim()
         self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
         made = not self._mount_root.exists()
         snapshots, first_uid = Path(self.plan.snapshots.directory), self._uids.start
-        self.state.note(epoch, self._group.directories, self._mount_root, made, snapshots, first_uid)
+        images = {d.name: self.state.image(d.name) for d in self.plan.dimensions if d.storage == "ext4"}
+        self.state.note(
+            epoch, self._group.directories, self._mount_root, made, snapshots, first_uid, list(images.values())
+        )
         self._mount_root.mkdir(parents=True, exist_ok=True)
         self._claim = lock_mount_root(self._mount_root)
         self._step("cgroups")
@@ -195,7 +198,6 @@ class Supervisor:
         services = self._services = cgroup.Group(self._group, "services", ())
         services.create()
         self._step("images")
-        images = {d.name: self.state.image(d.name) for d in self.plan.dimensions if d.storage == "ext4"}
         for d in self.plan.dimensions:
             if d.name in images:
                 storage.allocate(images[d.name], d.storage_bytes)
@@ -1057,6 +1059,7 @@ def main(arguments: list[str]) -> None:
     sys.path[:] = order["path"]
     try:
         with StateRoot(Path(plan.state_root)) as state:
+            state.next_epoch()
             if leftovers := state.reconcile():
                 raise RunError(f"an earlier run left what can't be cleared: {'; '.join(leftovers)}")
             supervisor = Supervisor(plan, state, client, filters)
