@@ -118,6 +118,8 @@ def host_kinds() -> set[str]:
         kinds.add("one-node")
     if len(os.sched_getaffinity(0)) < 2:
         kinds.add("one-cpu")
+    if cgroup.FREEZER not in cgroup.observe().v1:
+        kinds.add("no-v1-freezer")
     if not set(cgroup.CONTROLLERS) <= cgroup.observe().v2:
         kinds.add("cgroup-v1")
     return kinds

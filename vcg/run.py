@@ -58,8 +58,9 @@ class Run:
             ``amplitude``; complete up to the last call of :meth:`check` or :meth:`halt`.
         restarts: processes of dimensions that failed and were to be replaced, each with the dimension's ``name``, the
             ``generation`` of the next, ``how`` it ended and its last words (``message``), when that was
-            (``died_ns``), and when the next one was there (``up_ns``; None: not yet). Of those that came while nobody
-            asked for them (:meth:`check`) a thousand pieces of news are kept: the generations tell what is left out.
+            (``died_ns``), and when the next one was there (``up_ns``; None: not yet); ``stuck`` is there if what else
+            was in its group did not end, and says what. Of those that came while nobody asked for them (:meth:`check`)
+            a thousand pieces of news are kept: the generations tell what is left out.
         snapshots: those that were taken, each with the ``dimension``, ``why``, its ``path`` and ``bytes``, how long it
             ``took_ns`` and the dimension was ``frozen_for_ns``; or the ``error`` that kept it from being taken.
         lost_services: services that have died without the run having to end: ``name``, ``how``, ``at_ns``.
@@ -256,9 +257,11 @@ class Run:
                 self._note_death(message)
             case "restarted":
                 self.dimension_pids[message["who"]] = message["pid"]
-                life = (message["who"], message["generation"])
-                for died in (one for one in self.restarts if (one["name"], one["generation"]) == life):
+                for died in self._deaths_before(message):
                     died["up_ns"] = message["at_ns"]
+            case "stuck":
+                for died in self._deaths_before(message):
+                    died["stuck"] = message["message"]
             case "snapshot":
                 self.snapshots.append({field: value for field, value in message.items() if field in _OF_SNAPSHOT})
             case "retuned":
@@ -266,6 +269,11 @@ class Run:
                 self.retuned += [{"at_ns": message["at_ns"], "name": name, "amplitude": to} for name, to in changes]
             case "failed":
                 raise RunError(message["message"])
+
+    def _deaths_before(self, news: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The death that news of the next generation are about; none if it was left out."""
+        life = (news["who"], news["generation"])
+        return [one for one in self.restarts if (one["name"], one["generation"]) == life]
 
     def _note_death(self, message: dict[str, Any]) -> None:
         who, how, said, at_ns = (message[key] for key in ("who", "how", "message", "at_ns"))

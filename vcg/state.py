@@ -3,7 +3,7 @@
 Normally a run takes everything with it: mounts live in a namespace that dies with its processes, loop devices clear
 themselves at their last close. What survives a SIGKILL of the supervisor are processes that it could not end, cgroup
 directories and files. The journal names them *before* they are made, so :meth:`StateRoot.reconcile` finds whatever
-there is.
+there is, and touches nothing else: a state root may hold files of others, too.
 
 Traps: the lock of the state root is a POSIX record lock (fcntl(2)), because a surviving fork would keep a flock; in
 return, closing *any* descriptor of the lock file in this process gives the lock up. The mount root is a directory,
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vcg import snapshot, uids
+from vcg import audit, snapshot, uids
 from vcg.errors import RunError
 from vcg.linux import cgroup, loop, mount
 
@@ -29,6 +29,7 @@ RECONCILE_S = 10.0
 SOCKET_PATH_BYTES = 107
 """unix(7): the longest path of a socket."""
 _POLL_S = 0.002
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class StateRoot:
@@ -38,12 +39,16 @@ class StateRoot:
         path: of the directory; made if it does not exist. Symlinks are resolved, because the kernel names the backing
             files of loop devices so.
 
+    Attributes:
+        epoch: of this run; 0 before :meth:`next_epoch`.
+
     Raises:
         RunError: (on entry) another run holds it, or its path is too long for a socket in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self.epoch = 0
         self._fd = -1
 
     @property
@@ -51,7 +56,8 @@ class StateRoot:
         return self.path / "run.json"
 
     def image(self, name: str) -> Path:
-        return self.path / f"{name}.img"
+        """Where the filesystem of a dimension lies in this run; no other run has a file of the same name."""
+        return self.path / f"{name}.{self.epoch}.img"
 
     @property
     def socket(self) -> Path:
@@ -93,9 +99,9 @@ class StateRoot:
     def next_epoch(self) -> int:
         """Raise the boot epoch, durably, and return it: tokens and reports of earlier runs are told apart by it."""
         path = self.path / "epoch"
-        epoch = self._read(path, int) + 1 if path.exists() else 1
-        self._replace(path, str(epoch))
-        return epoch
+        self.epoch = self._read(path, int) + 1 if path.exists() else 1
+        self._replace(path, str(self.epoch))
+        return self.epoch
 
     def note(
         self,
@@ -105,13 +111,23 @@ class StateRoot:
         made_mount_root: bool,
         snapshots: Path | None = None,
         first_uid: int | None = None,
+        images: Sequence[Path] = (),
     ) -> None:
         """Journal what is about to be built.
 
         Args:
             snapshots: where the run will make some, if asked to.
             first_uid: of the range of its dimensions, see ``vcg.uids``.
+            images: files directly in the state root.
+
+        Raises:
+            RunError: there is a file in the place of an image, so it is somebody else's.
         """
+        if foreign := [str(path) for path in images if os.path.lexists(path)]:
+            raise RunError(
+                f"{', '.join(foreign)}: there already, and of no run that the journal names: move it away, "
+                "or choose another state_root"
+            )
         content = {
             "epoch": epoch,
             "supervisor": os.getpid(),
@@ -120,6 +136,8 @@ class StateRoot:
             "made_mount_root": made_mount_root,
             "snapshots": None if snapshots is None else str(snapshots),
             "first_uid": first_uid,
+            "images": [str(path) for path in images],
+            "boot": _BOOT_ID.read_text(),
         }
         self._replace(self.journal, json.dumps(content))
 
@@ -130,7 +148,7 @@ class StateRoot:
             raise RunError(f"{path}: damaged ({error}): look at it, then remove it") from None
 
     def _replace(self, path: Path, text: str) -> None:
-        fresh = path.with_suffix(".new")
+        fresh = _fresh(path)
         with fresh.open("w") as file:
             file.write(text)
             file.flush()
@@ -148,37 +166,46 @@ class StateRoot:
         deadline_ns = time.monotonic_ns() + int(RECONCILE_S * 1e9)
         noted = self._read(self.journal, json.loads) if self.journal.exists() else {}
         directories = [Path(path) for path in noted.get("cgroups", ())]
+        images = [Path(path) for path in noted.get("images", ())]
         mount_root = Path(noted["mount_root"]) if noted else None
         steps: list[Callable[[], list[str]]] = [
             lambda: [f"process {pid} of a run survives SIGKILL" for pid in cgroup.kill(directories, deadline_ns)],
             lambda: _unmount_below(mount_root) if mount_root else [],
-            lambda: self._give_loops_back(deadline_ns),
+            lambda: self._give_loops_back(images, deadline_ns),
             lambda: [f"cgroup {path} can't be removed" for path in cgroup.remove(directories, deadline_ns)],
-            self._remove_files,
+            lambda: self._remove_files(images),
             lambda: _sweep_uids(noted),
             lambda: _discard_parts(noted) if noted else [],
             lambda: _remove_mount_root(mount_root) if mount_root and noted["made_mount_root"] else [],
         ]
         problems = [problem for step in steps for problem in attempt(step)]
+        if noted and not problems:
+            problems = attempt(lambda: _verify(noted, deadline_ns))
         if not problems:
             self.journal.unlink(missing_ok=True)
         return problems
 
-    def _give_loops_back(self, deadline_ns: int) -> list[str]:
-        for device in self._loops():
+    def _give_loops_back(self, images: Sequence[Path], deadline_ns: int) -> list[str]:
+        for device in self._loops(images):
             loop.detach(device)
-        while (bound := self._loops()) and time.monotonic_ns() < deadline_ns:
+        while (bound := self._loops(images)) and time.monotonic_ns() < deadline_ns:
             time.sleep(_POLL_S)
         return [f"{device} is still bound to {image}" for device, image in bound.items()]
 
-    def _loops(self) -> dict[Path, Path]:
-        """Devices bound to our images; somebody may have bound one to a snapshot, further below, to look into it."""
-        return {device: image for device, image in loop.backed_by(self.path).items() if image.parent == self.path}
+    def _loops(self, images: Sequence[Path]) -> dict[Path, Path]:
+        """Devices bound to these images."""
+        return {device: image for device, image in loop.backed_by(self.path).items() if image in images}
 
-    def _remove_files(self) -> list[str]:
-        for leftover in [*self.path.glob("*.img"), *self.path.glob("*.new"), self.socket, self.control]:
+    def _remove_files(self, images: Sequence[Path]) -> list[str]:
+        half_written = (_fresh(path) for path in (self.journal, self.path / "epoch"))
+        for leftover in (*images, *half_written, self.socket, self.control):
             leftover.unlink(missing_ok=True)
         return []
+
+
+def _fresh(path: Path) -> Path:
+    """Where a file is written before it replaces the one of before."""
+    return path.with_suffix(".new")
 
 
 def control_socket(state_root: Path) -> Path:
@@ -199,6 +226,32 @@ def _discard_parts(noted: dict[str, Any]) -> list[str]:
         run = snapshot.run_name(noted["supervisor"], noted["epoch"])
         snapshot.discard_parts(Path(noted["snapshots"]), run)
     return []
+
+
+def _verify(noted: dict[str, Any], deadline_ns: int) -> list[str]:
+    """What the host still lists of a dead run although all that was journalled is gone, a line each."""
+    while (left := _listed(noted)) and time.monotonic_ns() < deadline_ns:
+        time.sleep(_POLL_S)
+    return left
+
+
+def _listed(noted: dict[str, Any]) -> list[str]:
+    """Groups that bear a dead run's name, and processes of the session that its supervisor led.
+
+    A service may have been killed, or kill itself, on its way into its group. The kernel gives the number of a session
+    to nobody else while anything is in it; so it means nothing once somebody else has it, or after a boot. Zombies hold
+    nothing.
+    """
+    supervisor = noted["supervisor"]
+    if noted.get("boot") != _BOOT_ID.read_text() or Path(f"/proc/{supervisor}").exists():
+        return []
+    name = f"{audit.CGROUP_PREFIX}{supervisor}-{noted['epoch']}"
+    groups = [item.name for item in audit.cgroups() if Path(item.name).name == name]
+    processes = [item for item in audit.members(supervisor) if not item.detail.endswith(", Z")]
+    return [
+        *(f"cgroup {group} of a run is left, and was never journalled: remove it" for group in groups),
+        *(f"process {item.name} ({item.detail}) of a run is left, outside its groups: end it" for item in processes),
+    ]
 
 
 def attempt(step: Callable[[], list[str] | None]) -> list[str]:

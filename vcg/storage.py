@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from vcg.errors import RunError
-from vcg.linux import loop, mount
+from vcg.linux import loop, mount, prctl
 
 _FLAGS = mount.MS_NODEV | mount.MS_NOSUID | mount.MS_NOATIME
 FOLDERS = ("data", "dev", "log", "tmp")
@@ -47,22 +46,42 @@ def make_filesystems(images: Iterable[Path]) -> None:
     ``lazy_itable_init=0``: the kernel would else initialise inode tables in the background, as I/O of nobody's.
     """
     command = ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"]
-    running = [
-        (image, subprocess.Popen([*command, image], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_PATH))
-        for image in images
-    ]
+    running = [(image, *_begin([*command, str(image)])) for image in images]
     failed = []
-    for image, process in running:
-        said, _ = process.communicate()
-        if process.returncode != 0:
-            failed.append(
-                f"{image}: mkfs.ext4 ended with {process.returncode}: {' '.join(said.decode(errors='replace').split())}"
-            )
+    for image, pid, output in running:
+        with os.fdopen(output, errors="replace") as file:
+            said = " ".join(file.read().split())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code != 0:
+            failed.append(f"{image}: mkfs.ext4 ended with {code}: {said}")
     if failed:
         raise RunError("; ".join(failed))
 
 
 _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _begin(command: list[str]) -> tuple[int, int]:
+    """Execute a command that ends with this process, so that nobody else holds an image.
+
+    Returns:
+        Its pid, and a descriptor to read what it says.
+    """
+    parent = os.getpid()
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            prctl.die_with_parent(parent)
+            os.dup2(theirs, 1)
+            os.dup2(theirs, 2)
+            os.execvpe(command[0], command, _PATH)
+        except OSError as error:
+            os.write(theirs, str(error).encode())
+        finally:
+            os._exit(1)
+    os.close(theirs)
+    return pid, ours
 
 
 def mount_ext4(image: Path, target: Path) -> tuple[int, int]:

@@ -106,6 +106,7 @@ class Life:
         kept: windows that it had kept when its present process began.
         until_ns: of a stage: its deadline, or the end of the backoff.
         delay_ns: the backoff.
+        is_stuck: what is left of it does not end, and the client has been told so.
         is_parked: its gate has noticed that the program is gone, and waits for the next.
         is_at_gate: its gate has been told that the next program is there.
     """
@@ -118,6 +119,7 @@ class Life:
     kept: int = 0
     until_ns: int = 0
     delay_ns: int = 0
+    is_stuck: bool = False
     is_parked: bool = False
     is_at_gate: bool = False
 
@@ -181,13 +183,16 @@ class Supervisor:
                 raise RunError(f"{d.name}: snapshot oom: no memory controller counts what the kernel kills here")
             if d.snapshot and d.storage == "tmpfs" and shutil.which("zstd") is None:
                 raise RunError(f"{d.name}: snapshot of a tmpfs: zstd not found (apt-get install zstd)")
-        epoch = self._epoch = self.state.next_epoch()
+        epoch = self._epoch = self.state.epoch
         self._uids = uids.claim()
         self._group = cgroup.Group(cgroup.observe(), f"vcg-{os.getpid()}-{epoch}")
         self._step("journal")
         made = not self._mount_root.exists()
         snapshots, first_uid = Path(self.plan.snapshots.directory), self._uids.start
-        self.state.note(epoch, self._group.directories, self._mount_root, made, snapshots, first_uid)
+        images = {d.name: self.state.image(d.name) for d in self.plan.dimensions if d.storage == "ext4"}
+        self.state.note(
+            epoch, self._group.directories, self._mount_root, made, snapshots, first_uid, list(images.values())
+        )
         self._mount_root.mkdir(parents=True, exist_ok=True)
         self._claim = lock_mount_root(self._mount_root)
         self._step("cgroups")
@@ -195,7 +200,6 @@ class Supervisor:
         services = self._services = cgroup.Group(self._group, "services", ())
         services.create()
         self._step("images")
-        images = {d.name: self.state.image(d.name) for d in self.plan.dimensions if d.storage == "ext4"}
         for d in self.plan.dimensions:
             if d.name in images:
                 storage.allocate(images[d.name], d.storage_bytes)
@@ -332,8 +336,12 @@ class Supervisor:
         group.create()
         group.limit(cpus=d.cpus, node=d.node, memory_bytes=d.memory_bytes, pids=d.pids)
         limit_cpu(group, d, d.amplitude, d.credit_ns)
+        self._limit_io(d)
+
+    def _limit_io(self, d: DimensionPlan) -> None:
+        """Limit what a dimension transfers; whoever kills its group lifts these limits."""
         if d.io:
-            group.limit_io(self.loops[d.name], d.io)
+            self._groups[d.name].limit_io(self.loops[d.name], d.io)
 
     def _launch(self, d: DimensionPlan, status: Callable[[], memoryview], generation: int = 1) -> Child:
         """Fork the process of a dimension.
@@ -496,11 +504,12 @@ class Supervisor:
             self._replace()
             has_stopped = self._ticks[phase_at] == Phase.HALT or not self._is_alive("rtd")
             busy = [child.name for child in self.children if self._is_busy(child)]
-            if has_stopped and not busy and all(life.stage is not Stage.DYING for life in self._lives.values()):
+            dying = any(life.stage is Stage.DYING and not life.is_stuck for life in self._lives.values())
+            if has_stopped and not busy and not dying:
                 break
             time.sleep(_POLL_S)
         for life in self._lives.values():
-            if life.may_be_launched_into:
+            if life.may_be_launched_into or (life.is_stuck and not life.dimension.program):
                 self._record_absence(life)
         self.client.answer({"event": "halted", "busy": busy})
 
@@ -680,7 +689,15 @@ class Supervisor:
         """The process of a dimension has failed: kill what else is in its group, and have another one launched."""
         now_ns = time.monotonic_ns()
         life.stage, life.delay_ns, life.until_ns = Stage.DYING, delay_ns, now_ns + int(_LEAVE_S * 1e9)
-        cgroup.kill(self._groups[life.dimension.name].directories, now_ns)
+        self._kill_rest(life)
+
+    def _kill_rest(self, life: Life) -> str:
+        """SIGKILL to what is left in the group of a dead dimension; says what there was, or why it can't be killed."""
+        try:
+            left = cgroup.kill(self._groups[life.dimension.name].directories, time.monotonic_ns())
+        except OSError as error:
+            return _told(error)
+        return f"process {', '.join(map(str, sorted(left)))} survives SIGKILL: is it stuck in I/O?" if left else ""
 
     def _replace(self) -> float | None:
         """Do what can be done now for dimensions whose process has failed; when to look again, in s."""
@@ -697,12 +714,13 @@ class Supervisor:
         assert self._control is not None
         match life.stage:
             case Stage.DYING:
-                if self._groups[d.name].members():
-                    if now_ns > life.until_ns:
-                        raise RunError(f"{d.name}: what is left of it survives SIGKILL: is it stuck in I/O?")
-                    cgroup.kill(self._groups[d.name].directories, now_ns)
-                    return _POLL_S
-                life.stage, life.until_ns = Stage.DOWN, now_ns + life.delay_ns
+                if left := self._kill_rest(life):
+                    if now_ns > life.until_ns and not life.is_stuck:
+                        life.is_stuck = True
+                        news = {"event": "stuck", "who": d.name, "generation": life.succession.generation + 1}
+                        self.client.tell({**news, "message": left})
+                    return _PATIENCE_S if life.is_stuck else _POLL_S
+                life.stage, life.is_stuck, life.until_ns = Stage.DOWN, False, now_ns + life.delay_ns
                 self._control.announce_generation(d.index, -life.succession.generation)
                 return 0.0
             case Stage.DOWN:
@@ -762,6 +780,8 @@ class Supervisor:
         page.words[shm.STATUS_HEADER.at("state")] = State.STARTING
         page.words[shm.STATUS_HEADER.at("message_bytes")] = 0
         life.succession.generation += 1
+        life.kept = self._kept(d)
+        self._limit_io(d)
         with page.lent():
             child = self._launch(d, lambda: page.words, life.succession.generation)
         child.status = page.words
@@ -784,7 +804,7 @@ class Supervisor:
         """Another process is there: tell everybody."""
         assert self._control is not None
         name, generation = life.dimension.name, life.succession.generation
-        life.stage, life.kept, life.is_parked = Stage.UP, self._kept(life.dimension), False
+        life.stage, life.is_parked = Stage.UP, False
         self._control.announce_generation(life.dimension.index, generation)
         assert self._orders is not None
         self._orders.update(name, pid=life.pid, generation=generation)
@@ -855,7 +875,7 @@ class Supervisor:
 
     def _end_processes(self) -> list[str]:
         kill_by_ns = time.monotonic_ns() + int(_LEAVE_S * 1e9)
-        alive = cgroup.kill(self._group.directories, kill_by_ns) if self._group else set()
+        problems = attempt(partial(self._kill_group, kill_by_ns))
         for child in self.children:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
@@ -864,6 +884,10 @@ class Supervisor:
             while time.monotonic_ns() < kill_by_ns:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(_POLL_S)
+        return problems
+
+    def _kill_group(self, by_ns: int) -> list[str]:
+        alive = cgroup.kill(self._group.directories, by_ns) if self._group else set()
         return [f"process {pid} survives SIGKILL" for pid in alive]
 
     def _remove_groups(self) -> list[str]:
@@ -977,7 +1001,10 @@ def _become(
         identity = {"epoch": epoch, "dimension": d.index, "pid": os.getpid(), "generation": generation}
         for name, value in {"magic": shm.MAGIC, **identity}.items():
             status[shm.STATUS_HEADER.at(name)] = value
-        workload = None if d.program else resolve_workload(d.workload)
+        workload = None
+        if not d.program:
+            workload = resolve_workload(d.workload)
+            _require_alone(d, identity["pid"], group)
         os.environ.clear()  # the interpreter itself may have set LC_CTYPE
         control, ticks, tokens = (shm.attach(fd, inherited=True) for fd in regions)
         sched.pin(d.cpus)
@@ -1016,6 +1043,29 @@ def _become(
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _require_alone(d: DimensionPlan, pid: int, group: cgroup.Group) -> None:
+    """Confinement is for one thread of one process: what a workload has begun while it was imported would stay outside.
+
+    Args:
+        pid: of that process; a copy of it may have got here, too.
+
+    Raises:
+        RunError: there are others.
+    """
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 (their number is all that is needed)
+    if threads > 1:
+        raise RunError(
+            f"workload {d.workload}: its import has started {threads - 1} threads, which would stay unconfined: "
+            "start them in the function; a library that starts some on its own has a switch for that, to be set "
+            'before its import (numpy: os.environ["OPENBLAS_NUM_THREADS"] = "1")'
+        )
+    if others := group.members() - {pid}:
+        raise RunError(
+            f"workload {d.workload}: its import has left processes, which would stay unconfined "
+            f"(pid {', '.join(map(str, sorted(others)))}): start them in the function"
+        )
 
 
 def _execute(d: DimensionPlan) -> NoReturn:
@@ -1057,6 +1107,7 @@ def main(arguments: list[str]) -> None:
     sys.path[:] = order["path"]
     try:
         with StateRoot(Path(plan.state_root)) as state:
+            state.next_epoch()
             if leftovers := state.reconcile():
                 raise RunError(f"an earlier run left what can't be cleared: {'; '.join(leftovers)}")
             supervisor = Supervisor(plan, state, client, filters)

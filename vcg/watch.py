@@ -228,7 +228,8 @@ def restarts(failures: Iterable[Mapping[str, Any]], start_ns: int) -> Iterator[s
     """A line for each process that was to be replaced (:attr:`vcg.run.Run.restarts`)."""
     for one in failures:
         said = f": {printable(one['message'].splitlines()[0])}" if one["message"] else ""
-        then = "the run ended before another could take its place"
+        stuck = f" ({one['stuck']})" if "stuck" in one else ""
+        then = f"the run ended before another could take its place{stuck}"
         if one["up_ns"] is not None:
             after = show_duration(max(1, one["up_ns"] - one["died_ns"]))
             then = f"restarted after {after} (generation {one['generation']})"

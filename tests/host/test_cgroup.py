@@ -265,6 +265,66 @@ def test_what_enters_a_frozen_group_is_frozen(make_freezer: Callable[[], tuple[G
         os.waitpid(pid, 0)
 
 
+# ── the v1 freezer, where no v2 tree is mounted ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def group_v1() -> Iterator[Group]:
+    """A group of ours as it is made without a v2 tree, in the freezer's hierarchy alone."""
+    freezer = cgroup.observe().v1.get(cgroup.FREEZER)
+    if freezer is None:
+        pytest.skip("needs the v1 freezer")
+    group = Group(Hierarchies(None, frozenset(), {cgroup.FREEZER: freezer}), f"vcg-test-{os.getpid()}")
+    group.create()
+    yield group
+    for directory in group.directories:
+        (directory / "freezer.state").write_text("THAWED")
+    assert cgroup.kill(group.directories, soon_ns()) == set()
+    assert cgroup.remove(group.directories, soon_ns()) == []
+
+
+def test_without_a_v2_tree_a_group_is_in_the_freezer_and_so_is_what_is_admitted(
+    group_v1: Group, child_that: Any
+) -> None:
+    inner = Group(group_v1, "services", ())
+    inner.create()
+    with child_that(group_v1.enter) as first, child_that(lambda: None) as second:
+        inner.admit(second.pid)
+        assert group_v1.members() == {first.pid, second.pid}
+        assert inner.members() == {second.pid}
+
+
+def test_who_forks_faster_than_signals_come_is_ended_in_one_round(group_v1: Group) -> None:
+    """Each process lives for a moment only, and has left another."""
+    for _ in range(16):
+        if os.fork() == 0:
+            group_v1.enter()
+            end_ns = soon_ns(10)
+            while time.monotonic_ns() < end_ns:
+                if os.fork():
+                    os._exit(0)
+            os._exit(0)
+    for _ in range(16):
+        os.wait()
+    assert group_v1.members()
+    assert cgroup.kill(group_v1.directories, 0) != set()
+    wait_for(lambda: not group_v1.members())
+
+
+def test_a_group_that_was_left_frozen_is_ended_too(group_v1: Group) -> None:
+    """Frozen in v1 it does not obey SIGKILL: whoever was killed in the middle of a round has left it so."""
+    (directory,) = group_v1.directories
+    pid = spin_in(group_v1)
+    wait_for(lambda: group_v1.members() == {pid})
+    (directory / "freezer.state").write_text("FROZEN")
+    wait_for(lambda: (directory / "freezer.state").read_text() == "FROZEN\n")
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.05)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    assert cgroup.kill(group_v1.directories, 0) == {pid}
+    wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+
+
 # ── cells ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -236,7 +236,7 @@ def test_a_full_disk_is_one_line(roots: Roots) -> None:
     finally:
         mount.unmount(roots.state_root)
     assert (done.returncode, done.stdout.strip()) == (1, "")
-    assert done.stderr.startswith(f"{roots.state_root}/d5.img: no room for 64 MiB on its filesystem")
+    assert done.stderr.startswith(f"{roots.state_root}/d5.1.img: no room for 64 MiB on its filesystem")
     assert len(done.stderr.splitlines()) == 1
     assert [item for item in left if item.kind != "mount"] == []
 

@@ -154,5 +154,26 @@ def test_a_testbed_s_limits_reach_its_dimension(roots: Any) -> None:
         assert files == {"io.max": f"{device} rbps={20 * MIB} wbps={10 * MIB} riops=max wiops=500"}
 
 
+def test_its_limits_are_the_next_process_s_too(roots: Any) -> None:
+    """Whoever kills what is left of a dead one lifts them, or else would wait for its throttled I/O."""
+    again = {"policy": "on-failure", "limit": 3, "backoff": "5ms"}
+    overrides = {"dimensions.d4.io": {"write_bps": "10M"}, "dimensions.d4.restart": again}
+    places = {"state_root": str(roots.state_root), "mount_root": str(roots.mount_root)}
+    with Run(plan.make(config.load("default", {**places, **overrides}), numa.observe())) as run:
+        observed = cgroup.observe()
+        above = observed.v1["io"] if observed.backend("io") == "v1" else observed.unified
+        assert above is not None
+        (directory,) = [path for path in above.rglob("d4") if f"vcg-{run.supervisor_pid}-" in str(path)]
+        before = {file: file.read_text() for file in directory.iterdir() if is_io_limit(file.name)}
+        assert any(before.values())
+        os.kill(run.dimension_pids["d4"], 9)
+        deadline = time.monotonic() + 10
+        while not (run.restarts and run.restarts[0]["up_ns"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            run.check()
+        assert {file: file.read_text() for file in before} == before
+
+
 def is_io_limit(name: str) -> bool:
     return name == "io.max" or (name.startswith("blkio.throttle.") and name.endswith("_device"))

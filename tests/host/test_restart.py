@@ -22,7 +22,7 @@ import pytest
 from vcg import audit, config, plan, shm
 from vcg.attach import Attached
 from vcg.errors import RunError
-from vcg.linux import mount, numa
+from vcg.linux import cgroup, mount, numa
 from vcg.plan import Plan
 from vcg.run import Run
 from vcg.shm import Cause, Outcome, State
@@ -325,6 +325,91 @@ def test_one_that_has_kept_enough_windows_begins_to_count_anew(testbed: Testbed)
         story.until(lambda: len(story.run.restarts) == 3 and story.run.restarts[-1]["up_ns"])
         story.goes_on("d1")
         assert story.generation("d1") == 4
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A workload that is this text after its import; its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(text: str) -> str:
+        idle = "def run(dimension):\n    for _ in dimension.windows():\n        pass\n"
+        (tmp_path / "made_here.py").write_text(f"{text}\n{idle}")
+        return "made_here:run"
+
+    return make
+
+
+def test_one_that_does_not_even_start_makes_no_good_by_the_windows_of_the_one_before(
+    testbed: Testbed, tmp_path: Path, module: Callable[[str], str]
+) -> None:
+    module(f"open({str(tmp_path / 'began')!r}, 'x').close()\nfrom restart_workloads import fails")
+    failing = {"workload": "made_here:fails", "args": {"after": 160}}
+    words = "d1 exited with 1, its failure number 3 in a row: .*FileExistsError"
+    with (
+        pytest.raises(RunError, match=words),
+        story_of(testbed("2ms", d1={**failing, "restart": {**AGAIN, "limit": 2}})) as story,
+    ):
+        story.until(lambda: False)
+    assert story.entered("d1") >= 100
+
+
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            r"its import has started 1 threads, which would stay unconfined: .*OPENBLAS_NUM_THREADS",
+        ),
+        (
+            "import os, signal\nif os.fork() == 0:\n    signal.pause()",
+            r"its import has left processes, which would stay unconfined \(pid \d+\)",
+        ),
+        (
+            "import os, signal\nif os.fork() == 0:\n    os.fork() or signal.pause()\n    os._exit(0)\nos.wait()",
+            r"its import has left processes, which would stay unconfined \(pid \d+\)",
+        ),
+    ],
+    ids=["a thread", "a child", "an orphan"],
+)
+def test_what_a_workload_begins_when_it_is_imported_is_refused(
+    testbed: Testbed, module: Callable[[str], str], begun: str, words: str
+) -> None:
+    """It would escape all that is done to a thread or a process."""
+    with (
+        pytest.raises(RunError, match=rf"^d1: workload made_here:run: {words}"),
+        Run(testbed(d1={"workload": module(begun)})),
+    ):
+        pass
+
+
+def test_one_whose_remains_do_not_end_stays_down_until_they_do_and_the_run_goes_on(testbed: Testbed) -> None:
+    """What is frozen in the v1 freezer obeys SIGKILL no more than what waits for a disk that does not answer."""
+    freezer = cgroup.observe().v1.get(cgroup.FREEZER)
+    if freezer is None:
+        pytest.skip("needs the v1 freezer")
+    ice = freezer / f"vcg-test-{os.getpid()}"
+    ice.mkdir()
+    try:
+        daemon = {**LIVING, "workload": "restart_workloads:leaves_a_daemon"}
+        with story_of(testbed(d1=daemon, d2=HONEST)) as story:
+            d1 = story.run.dimension_pids["d1"]
+            (left,) = set(map(int, (group_of(d1) / "cgroup.procs").read_text().split())) - {d1}
+            (ice / "cgroup.procs").write_text(str(left))
+            (ice / "freezer.state").write_text("FROZEN")
+            os.kill(d1, signal.SIGKILL)
+            story.until(lambda: story.run.restarts and "stuck" in story.run.restarts[0])
+            assert f"process {left} survives SIGKILL" in story.run.restarts[0]["stuck"]
+            story.goes_on("d2", 20)
+            assert story.run.restarts[0]["up_ns"] is None
+            (ice / "freezer.state").write_text("THAWED")
+            story.until(lambda: story.run.restarts[0]["up_ns"])
+            story.goes_on("d1")
+            story.halt()
+            assert_one_record_each(story)
+    finally:
+        (ice / "freezer.state").write_text("THAWED")
+        assert cgroup.remove([ice], time.monotonic_ns() + 5 * 10**9) == []
 
 
 def test_by_default_a_death_is_the_end_of_the_run(testbed: Testbed) -> None:

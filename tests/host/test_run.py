@@ -292,7 +292,7 @@ def test_a_mount_root_in_use_is_refused_and_the_other_run_goes_on(resolve: Calla
 def test_a_full_disk_is_one_clear_message(resolve: Callable[..., Plan], roots: Roots) -> None:
     mount.mount("tmpfs", roots.state_root, "tmpfs", options="size=100M")
     try:
-        with pytest.raises(RunError, match=r"d5\.img: no room for 64 MiB on its filesystem"), Run(resolve("default")):
+        with pytest.raises(RunError, match=r"d5\.1\.img: no room for 64 MiB on its file"), Run(resolve("default")):
             pass
         assert not list(roots.state_root.glob("*.img"))
     finally:
@@ -420,6 +420,23 @@ def test_what_went_wrong_is_not_hidden_by_another_run_that_came_into_the_state_r
             raise ZeroDivisionError
         assert any("not cleared away: state root" in note for note in failure.value.__notes__)
     assert state.clear(roots.state_root) == []
+
+
+def test_a_start_has_a_new_epoch_before_it_clears_away_what_the_last_one_left(
+    resolve: Callable[..., Plan], roots: Roots
+) -> None:
+    image = roots.state_root / "d4.7.img"
+    image.mkdir()  # can't be unlinked
+    with StateRoot(roots.state_root) as held:
+        held.note(held.next_epoch(), [], roots.mount_root, False)
+        journal = json.loads(held.journal.read_text())
+        held.journal.write_text(json.dumps({**journal, "images": [str(image)]}))
+    with pytest.raises(RunError, match=f"an earlier run left what can't be cleared: {image}"), Run(resolve("tmpfs")):
+        pass
+    assert (roots.state_root / "epoch").read_text() == "2"
+    image.rmdir()
+    with Run(resolve("tmpfs")) as run:
+        assert run.regions.control[shm.CONTROL.at("epoch")] == 3
 
 
 # ── users ────────────────────────────────────────────────────────────────────────────────────────────────────────────

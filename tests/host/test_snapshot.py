@@ -189,7 +189,7 @@ def test_what_the_filesystem_holds_back_is_in_the_snapshot_and_in_no_plain_copy(
         mine = Path(f"/proc/{run.dimension_pids['d1']}/root/data/unsynced")
         mine.write_text("written, and synced by nobody")
         plain = roots.state_root.parent / "plain.img"
-        plain.write_bytes((roots.state_root / "d1.img").read_bytes())
+        plain.write_bytes((roots.state_root / "d1.1.img").read_bytes())
         taken = Path(attached.snapshot("d1")["path"], "d1.img")
         run.halt()
     found = [

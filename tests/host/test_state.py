@@ -127,7 +127,9 @@ def group() -> Iterator[Group]:
 def leave_everything(roots: Any, group: Group) -> int:
     """Be an earlier run that was killed: journal, images, loop, sockets, mount, and a survivor; the survivor's pid."""
     with StateRoot(roots.state_root) as held:
-        held.note(held.next_epoch(), group.directories, roots.mount_root, True)
+        epoch = held.next_epoch()
+        images = [held.image(name) for name in ("d4", "d5")]
+        held.note(epoch, group.directories, roots.mount_root, True, images=images)
         for name in ("d4", "d5"):
             storage.allocate(held.image(name), 1 << 20)
         for path in (held.socket, held.control):
@@ -192,6 +194,105 @@ def test_what_is_not_of_a_run_stays(roots: Any) -> None:
     assert (roots.mount_root / "precious").exists()
 
 
+def test_images_of_others_in_the_state_root_stay_and_stay_bound(roots: Any) -> None:
+    """It may be the directory of somebody's virtual machines."""
+    foreign = [roots.state_root / name for name in ("vm.img", "d4.img", "notes.new")]
+    for path in foreign:
+        storage.allocate(path, 1 << 20)
+    bound = loop.attach(foreign[0])
+    try:
+        with StateRoot(roots.state_root) as held:
+            for is_noted in (False, True):
+                epoch = held.next_epoch()
+                if is_noted:
+                    held.note(epoch, [], roots.mount_root, False, images=[held.image("d4")])
+                    storage.allocate(held.image("d4"), 1 << 20)
+                assert held.reconcile() == []
+                assert not held.image("d4").exists()
+                assert all(path.stat().st_size == 1 << 20 for path in foreign)
+                assert loop.backed_by(roots.state_root) == {bound.path: foreign[0]}
+    finally:
+        os.close(bound.fd)
+
+
+def test_a_file_in_the_place_of_an_image_is_refused_and_stays(roots: Any) -> None:
+    with StateRoot(roots.state_root) as held:
+        epoch = held.next_epoch()
+        held.image("d4").symlink_to("nowhere")
+        with pytest.raises(RunError, match=rf"{held.image('d4')}: there already"):
+            held.note(epoch, [], roots.mount_root, False, images=[held.image("d4"), held.image("d5")])
+        assert not held.journal.exists()
+        assert held.reconcile() == []
+        assert held.image("d4").is_symlink()
+
+
+def test_a_journal_of_an_older_form_and_its_images_do_not_block_a_start(roots: Any, group: Group) -> None:
+    older = {"epoch": 1, "supervisor": os.getpid(), "cgroups": [str(path) for path in group.directories]}
+    older |= {"mount_root": str(roots.mount_root), "made_mount_root": False, "snapshots": None, "uids": []}
+    storage.allocate(roots.state_root / "d4.img", 1 << 20)
+    (roots.state_root / "run.json").write_text(json.dumps(older))
+    with StateRoot(roots.state_root) as held:
+        epoch = held.next_epoch()
+        assert held.reconcile() == []
+        assert not any(path.exists() for path in group.directories)
+        held.note(epoch, [], roots.mount_root, False, images=[held.image("d4")])
+        assert held.reconcile() == []
+
+
+def lead_a_session_and_leave_a_process() -> int:
+    """Be a supervisor that dies while a service of its is on its way into its group; that one's pid."""
+    os.setsid()
+    if (pid := os.fork()) == 0:
+        signal.alarm(60)
+        while True:
+            signal.pause()
+    return pid
+
+
+def journal_of(roots: Any, supervisor: int, boot: str) -> None:
+    """What a dead run has left in the state root, if all that it says is gone."""
+    places = {"cgroups": [], "mount_root": str(roots.mount_root), "made_mount_root": False}
+    written = json.dumps({"epoch": 7, "supervisor": supervisor, "boot": boot, **places})
+    (roots.state_root / "run.json").write_text(written)
+
+
+def test_a_process_of_a_dead_run_outside_its_groups_is_told(
+    roots: Any, child_that: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "RECONCILE_S", 0.2)
+    boot = state._BOOT_ID.read_text()
+    with child_that(lead_a_session_and_leave_a_process) as child:
+        journal_of(roots, child.pid, boot)
+        assert state.clear(roots.state_root) == []  # that number is somebody's
+    try:
+        journal_of(roots, child.pid, "another boot")
+        assert state.clear(roots.state_root) == []
+        journal_of(roots, child.pid, boot)
+        (problem,) = state.clear(roots.state_root)
+        assert problem.startswith(f"process {child.said} (")
+    finally:
+        os.kill(child.said, signal.SIGKILL)
+    assert state.clear(roots.state_root) == []
+    assert not (roots.state_root / "run.json").exists()
+
+
+def test_a_group_with_a_dead_runs_name_that_was_not_journalled_is_told(
+    roots: Any, child_that: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "RECONCILE_S", 0.2)
+    with child_that(lambda: None) as child:
+        dead = child
+    unknown = Group(cgroup.observe(), f"vcg-{dead.pid}-7", ())
+    unknown.create()
+    try:
+        journal_of(roots, dead.pid, state._BOOT_ID.read_text())
+        (problem,) = state.clear(roots.state_root)
+        assert problem.startswith(f"cgroup {unknown.unified} ")
+    finally:
+        assert cgroup.remove(unknown.directories, time.monotonic_ns() + 5 * 10**9) == []
+    assert state.clear(roots.state_root) == []
+
+
 def test_a_mount_root_that_was_there_before_stays(roots: Any) -> None:
     with StateRoot(roots.state_root) as held:
         held.note(held.next_epoch(), [], roots.mount_root, False)
@@ -225,9 +326,10 @@ def test_mounts_in_this_namespace_are_detached_even_if_they_are_busy(roots: Any,
 def test_what_cannot_be_undone_is_told_and_stays_in_the_journal(roots: Any, child_that: Any, group: Group) -> None:
     outsider = group.directories[0] / "inner"
     outsider.mkdir()
-    (roots.state_root / "d4.img").mkdir()  # no file, so it can't be unlinked
     with StateRoot(roots.state_root) as held:
-        held.note(held.next_epoch(), group.directories, roots.mount_root, False)
+        epoch = held.next_epoch()
+        held.note(epoch, group.directories, roots.mount_root, False, images=[held.image("d4")])
+        held.image("d4").mkdir()  # no file, so it can't be unlinked
         (problem,) = held.reconcile()
         assert str(held.image("d4")) in problem
         assert json.loads(held.journal.read_text())["cgroups"]

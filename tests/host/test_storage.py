@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,46 @@ def test_images_that_are_too_small_are_named_in_one_message(roots: Any) -> None:
     for image in images:
         assert message.count(f"{image}: mkfs.ext4 ended with ") == 1
     assert "\n" not in message
+
+
+def test_whoever_is_killed_while_filesystems_are_made_takes_their_makers_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = tmp_path / "mkfs.ext4"
+    maker.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 60\n")
+    maker.chmod(0o755)
+    monkeypatch.setattr(storage, "_PATH", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    pid = os.fork()
+    if pid == 0:
+        storage.make_filesystems([tmp_path / "d4.img"])
+        os._exit(0)
+    try:
+        made = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    wait_for(lambda: not is_alive(made))
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 5
+    while not (met := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+    return met
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_maker_that_cannot_be_executed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PATH", {"PATH": str(tmp_path)})
+    with pytest.raises(RunError, match=r"d4\.img: mkfs\.ext4 ended with 1: .*No such file"):
+        storage.make_filesystems([tmp_path / "d4.img"])
 
 
 def test_ext4_is_mounted_so_that_an_error_in_the_image_only_stops_writing(roots: Any, in_child: Any) -> None:

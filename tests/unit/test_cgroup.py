@@ -5,11 +5,16 @@ And which controllers of the v2 tree are ours to use.
 
 from __future__ import annotations
 
+import errno
+import os
 from fractions import Fraction
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vcg.linux import cgroup
 from vcg.linux.cgroup import BANDWIDTH_MIN_US, BANDWIDTH_PERIOD_MAX_US, CONTROLLERS, Bandwidth, bandwidth, usable
 
 US = 1000
@@ -88,3 +93,20 @@ def test_of_a_group_that_is_not_ours_only_what_it_hands_down_already_is_used(
 @given(SETS, SETS)
 def test_of_a_delegated_group_all_that_it_has_is_used(offered: frozenset[str], enabled: frozenset[str]) -> None:
     assert usable(offered, enabled, delegated=True) == offered & set(CONTROLLERS)
+
+
+# ── what goes away while a group is killed ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOENT])
+def test_a_group_or_a_disk_that_goes_away_meanwhile_does_not_keep_the_rest_from_being_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(number, os.strerror(number), f"{path} <- {value}")
+
+    nobody = 2**22 + 1  # beyond any pid
+    for name, content in {"cgroup.procs": f"{nobody}", "cgroup.kill": "", "io.max": "7:0 rbps=5 wbps=max"}.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(cgroup, "_write", refuse)
+    assert cgroup.kill([tmp_path], 0) == {nobody}

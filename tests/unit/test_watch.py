@@ -125,11 +125,18 @@ def test_changes_of_amplitudes_are_told_with_their_times() -> None:
 def test_processes_that_were_replaced_are_told_a_line_each() -> None:
     failed = {"name": "d4", "generation": 2, "how": "exited with 1", "message": "workload x raised Y\nat line 1"}
     lines = restarts(
-        [{**failed, "died_ns": 2_000_001_000, "up_ns": 2_150_001_000}, {**failed, "died_ns": 500, "up_ns": None}], 1000
+        [
+            {**failed, "died_ns": 2_000_001_000, "up_ns": 2_150_001_000},
+            {**failed, "died_ns": 500, "up_ns": None},
+            {**failed, "died_ns": 500, "up_ns": None, "stuck": "process 7 survives SIGKILL"},
+        ],
+        1000,
     )
     assert list(lines) == [
         "d4 exited with 1 after 2s: workload x raised Y; restarted after 150ms (generation 2)",
         "d4 exited with 1 before the start: workload x raised Y; the run ended before another could take its place",
+        "d4 exited with 1 before the start: workload x raised Y; the run ended before another could take its place "
+        "(process 7 survives SIGKILL)",
     ]
 
 

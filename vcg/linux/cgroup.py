@@ -22,6 +22,8 @@ Traps:
 - v1 blkio limits what a task itself sends to a device: reads, direct and synchronous writes, an fsync. What the kernel
   writes back later for it is nobody's there, and not limited; v2 attributes that, too.
 - A task that waits for throttled I/O obeys SIGKILL when that is done, so :func:`kill` lifts the limits first.
+- Without ``cgroup.kill`` who forks fast enough outruns any round of signals. Therefore, where no v2 tree is mounted, a
+  group also has a directory in the v1 freezer's hierarchy, if there is one, and :func:`kill` freezes it for its rounds.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ from typing import NamedTuple
 from vcg.linux import mount, sched
 
 CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
+FREEZER = "freezer"
+"""Of v1, where a group without a v2 directory is held while it is killed; in v2 every group has a switch for it."""
 _NAME_OF = {"blkio": "io"}
 """Controllers that v1 calls otherwise."""
 IO_LIMITS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
@@ -54,6 +58,9 @@ BANDWIDTH_PERIOD_MAX_US = 1_000_000
 """What the kernel takes as a quota (at least) and as its period (kernel/sched/core.c, tg_set_cfs_bandwidth)."""
 _RETRY_S = 0.002
 _ASIDE_S = 2.0
+_FREEZE_S = 0.05
+_GONE = (errno.ENOENT, errno.ENODEV)
+"""What a file of a group says that has been removed, before and after it was opened; ENODEV also of a disk."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def observe(pid: int | str = "self") -> Hierarchies:
         if one.fstype == "cgroup2" and mount_v2 is None:
             mount_v2 = one.point, one.root
         elif one.fstype == "cgroup":
-            for controller in {_NAME_OF.get(option, option) for option in one.options} & set(CONTROLLERS):
+            for controller in {_NAME_OF.get(option, option) for option in one.options} & {*CONTROLLERS, FREEZER}:
                 mounts_v1.setdefault(controller, (one.point, one.root))
     unified, v1 = None, {}
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
@@ -220,7 +227,7 @@ class Group:
         self._outer = isinstance(parent, Hierarchies)
         self.hierarchies: Hierarchies = parent.hierarchies if isinstance(parent, Group) else parent
         self._directories: dict[str, Path] = {}
-        for controller in controllers:
+        for controller in controllers if self.hierarchies.unified else (*controllers, FREEZER):
             if self.hierarchies.backend(controller) == "v1":
                 above = parent._directories[controller] if isinstance(parent, Group) else parent.v1[controller]
                 self._directories[controller] = above / name
@@ -353,9 +360,9 @@ class Group:
             _write(path / "cgroup.procs", os.getpid())
 
     def admit(self, pid: int) -> None:
-        """Move another process into the group's v2 side, so that it can be found and killed with the rest."""
-        if "v2" in self._directories:
-            _write(self._directories["v2"] / "cgroup.procs", pid)
+        """Move another process in, where nothing limits it, so that it can be found and killed with the rest."""
+        for key in {"v2", FREEZER} & set(self._directories):
+            _write(self._directories[key] / "cgroup.procs", pid)
 
     def members(self) -> set[int]:
         """Pids in the group or below it."""
@@ -372,7 +379,7 @@ def members_below(directory: Path) -> set[int]:
         try:
             found |= {int(line) for line in procs.read_text().split()}
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):  # removed while we looked
+            if error.errno not in _GONE:  # removed while we looked
                 raise
     return found
 
@@ -381,7 +388,7 @@ def kill(directories: Iterable[Path], deadline_ns: int) -> set[int]:
     """SIGKILL everything in these directories until nothing is left or the time is up.
 
     ``cgroup.kill`` does so at once, forks included; where a directory has no such file each member gets a signal, again
-    until a pass finds none.
+    until a pass finds none, all of them frozen meanwhile if a directory is of the v1 freezer.
 
     Args:
         deadline_ns: CLOCK_MONOTONIC.
@@ -394,30 +401,69 @@ def kill(directories: Iterable[Path], deadline_ns: int) -> set[int]:
         _lift_io_limits(path)
     while True:
         alive: set[int] = set()
-        for path in directories:
-            found = members_below(path)
-            switch = path / "cgroup.kill"
-            if found and switch.exists():
-                with contextlib.suppress(FileNotFoundError):  # it has just been removed
-                    _write(switch, 1)
-            else:
-                for pid in found:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            alive |= found
+        with _frozen_v1(directories):
+            for path in directories:
+                found = members_below(path)
+                switch = path / "cgroup.kill"
+                if found and switch.exists():
+                    _write_unless_gone(switch, 1)
+                else:
+                    for pid in found:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                alive |= found
         if not alive or time.monotonic_ns() >= deadline_ns:
             return alive
         time.sleep(_RETRY_S)
+
+
+@contextlib.contextmanager
+def _frozen_v1(directories: Iterable[Path]) -> Iterator[None]:
+    """Let nothing fork inside the block that is in a directory of the v1 freezer (freezer-subsystem.rst).
+
+    Whatever is stuck in the kernel does not freeze; it is not waited for beyond a moment. To thaw comes last, whatever
+    happens: a frozen v1 group does not obey SIGKILL, so one that was left frozen is thawed here, too.
+    """
+    states = [path / "freezer.state" for path in directories if (path / "freezer.state").exists()]
+    try:
+        for state in states:
+            _write_unless_gone(state, "FROZEN")
+        deadline = time.monotonic() + _FREEZE_S
+        while any(_read_unless_gone(state) == "FREEZING\n" for state in states) and time.monotonic() < deadline:
+            time.sleep(_RETRY_S)
+        yield
+    finally:
+        for state in states:
+            _write_unless_gone(state, "THAWED")
+
+
+def _read_unless_gone(path: Path) -> str:
+    """Content of a file of a group; nothing if that has just been removed."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        return ""
+
+
+def _write_unless_gone(path: Path, value: object) -> None:
+    """Write to a file of a group; one that has just been removed has no use for it."""
+    try:
+        _write(path, value)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
 
 
 def _lift_io_limits(directory: Path) -> None:
     """Let throttled I/O of a group, and of those below it, go on at once."""
     for name, unlimited in [*((f"blkio.throttle.{name}_device", "0") for name in IO_LIMITS), ("io.max", "max")]:
         for file in directory.rglob(name) if (directory / name).exists() else ():
-            for line in file.read_text().splitlines():
+            for line in _read_unless_gone(file).splitlines():
                 device, *keys = line.split()
                 values = " ".join(f"{key.partition('=')[0]}={unlimited}" for key in keys) if "=" in line else unlimited
-                _write(file, f"{device} {values}")
+                _write_unless_gone(file, f"{device} {values}")
 
 
 def remove(directories: Iterable[Path], deadline_ns: int) -> list[Path]:

@@ -1,14 +1,17 @@
 """The order of confinement of a dimension's process.
 
 Each step takes away something that a later one would need; the order is the design, and stands here as two lists of
-named steps. While still root and unconfined: cgroups, scheduling class, affinity, memory policy (the caller's part).
-Then :func:`enclosure` changes what the process can see, and :func:`surrendering` what it may do. All of it stays over
-an exec, but for the dumpable flag, which a program gets back with its new image; what that kept away from siblings,
-their different uids do, and the filter.
+named steps. While still root and unconfined: cgroups, the import of the workload (inside there is no Python), affinity,
+memory policy (the caller's part). Then :func:`enclosure` changes what the process can see. Its scheduling class comes
+only now, still as root: to mount takes a millisecond of CPU, and a dimension that is launched again would take that
+from its neighbours' windows. Last, :func:`surrendering` changes what it may do. All of it stays over an exec, but for
+the dumpable flag, which a program gets back with its new image; what that kept away from siblings, their different uids
+do, and the filter.
 
-Traps: a bind-mounted device node works on a ``nodev`` root, a node made there with mknod does not; PDEATHSIG is lost at
-a change of uid; after the change of uid there is no way back, so everything that needs a capability comes before;
-Landlock and the filter need no_new_privs, and the filter comes last, because it refuses much of the rest.
+Traps: a step counts for the calling thread or process alone, so no other may have been begun by then; a bind-mounted
+device node works on a ``nodev`` root, a node made there with mknod does not; PDEATHSIG is lost at a change of uid;
+after the change of uid there is no way back, so everything that needs a capability comes before; Landlock and the
+filter need no_new_privs, and the filter comes last, because it refuses much of the rest.
 """
 
 from __future__ import annotations
