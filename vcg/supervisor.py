@@ -335,8 +335,26 @@ class Supervisor:
         group = self._groups[d.name] = cgroup.Group(outer, d.name, controllers, in_cell=True)
         group.create()
         group.limit(cpus=d.cpus, node=d.node, memory_bytes=d.memory_bytes, pids=d.pids)
-        limit_cpu(group, d, d.amplitude, d.credit_ns)
+        group.limit(weight=d.amplitude)
         self._limit_io(d)
+
+    def _limit_cpu(self, d: DimensionPlan) -> None:
+        """Let a dimension's share of the CPU follow its amplitude, and cap what it could take at most, as a backstop.
+
+        The cap is for windows: before the first one, or while its next process starts, there is none, because what a
+        process needs to start may be the credit of many of them.
+
+        Raises:
+            OSError: the kernel refuses a limit.
+        """
+        group, life = self._groups[d.name], self._lives.get(d.name)
+        group.limit(weight=self._amplitudes[d.name])
+        if d.policy != "other":  # the kernel's cap knows no other class
+            return
+        assert self._control is not None
+        most_ns = (Fraction(*d.ceiling) + Fraction(*d.burst)) * self._credits_ns[d.index]
+        is_up = self._control.phase != Phase.HOLD and (life is None or life.stage is Stage.UP)
+        group.limit_bandwidth(cgroup.bandwidth(Fraction(*d.period), most_ns, len(d.cpus)) if is_up else None)
 
     def _limit_io(self, d: DimensionPlan) -> None:
         """Limit what a dimension transfers; whoever kills its group lifts these limits."""
@@ -490,6 +508,8 @@ class Supervisor:
         assert self._control is not None
         start_ns = time.monotonic_ns() + _LEAD_NS
         self._control.enter(Phase.RUN, start_ns)
+        for d in self.plan.dimensions:
+            self._limit_cpu(d)
         self.client.answer({"event": "started", "start_ns": start_ns})
 
     def _halt(self) -> None:
@@ -570,9 +590,9 @@ class Supervisor:
         }
         self._amplitudes, self._credits_ns = amplitudes, credits_ns
         try:
-            for d, credit_ns in zip(self.plan.dimensions, credits_ns, strict=True):
+            for d in self.plan.dimensions:
                 if d.name in changed:
-                    limit_cpu(self._groups[d.name], d, amplitudes[d.name], credit_ns)
+                    self._limit_cpu(d)
         except OSError as error:
             raise RunError(
                 f"{error.filename}: {error.strerror}: the credits have changed, the limits of the cgroups have not"
@@ -782,12 +802,14 @@ class Supervisor:
         life.succession.generation += 1
         life.kept = self._kept(d)
         self._limit_io(d)
+        life.stage = Stage.STARTING
+        self._limit_cpu(d)
         with page.lent():
             child = self._launch(d, lambda: page.words, life.succession.generation)
         child.status = page.words
         child.dimension = None if d.program else d
         self._selector.register(child.pidfd, selectors.EVENT_READ)
-        life.stage, life.pid, life.until_ns = Stage.STARTING, child.pid, time.monotonic_ns() + int(_READY_S * 1e9)
+        life.pid, life.until_ns = child.pid, time.monotonic_ns() + int(_READY_S * 1e9)
         life.is_at_gate = False
 
     def _is_held(self, life: Life) -> bool:
@@ -805,6 +827,7 @@ class Supervisor:
         assert self._control is not None
         name, generation = life.dimension.name, life.succession.generation
         life.stage, life.is_parked = Stage.UP, False
+        self._limit_cpu(life.dimension)
         self._control.announce_generation(life.dimension.index, generation)
         assert self._orders is not None
         self._orders.update(name, pid=life.pid, generation=generation)
@@ -913,21 +936,6 @@ def _signal_name(number: int) -> str:
 
 def _gate_of(d: DimensionPlan) -> str:
     return f"gate-{d.name}"
-
-
-def limit_cpu(group: cgroup.Group, d: DimensionPlan, amplitude: float, credit_ns: int) -> None:
-    """Let a dimension's share of the CPU follow its amplitude, and cap what it could take at most as a backstop.
-
-    Args:
-        amplitude, credit_ns: as they are now; for each window.
-
-    Raises:
-        OSError: the kernel refuses a limit.
-    """
-    group.limit(weight=amplitude)
-    if d.policy == "other":  # the kernel's limit knows no other class
-        most_ns = (Fraction(*d.ceiling) + Fraction(*d.burst)) * credit_ns
-        group.limit_bandwidth(cgroup.bandwidth(Fraction(*d.period), most_ns, len(d.cpus)))
 
 
 def _open_log(root: Path, flags: int) -> int:
