@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -111,7 +112,7 @@ def test_nine_dimensions_leave_one_record_for_every_window(resolve: Callable[...
             assert abs(row.planned_ns - start_ns - d.phase[0] / d.phase[1] - row.window * period) <= 1
             if row.outcome <= Outcome.OVERRUN:
                 assert row.planned_ns <= row.wake_ns <= row.entry_ns <= row.finish_ns
-                assert row.budget_ns == d.credit_ns
+                assert int(Fraction(*d.floor) * d.credit_ns) <= row.budget_ns <= Fraction(*d.ceiling) * d.credit_ns
         account = statistics["tokens"][d.name]
         assert account["refused_epoch"] == account["refused_window"] == account["refused_value"] == 0
         settled_ns = sum(row.used_ns for row in mine if row.outcome <= Outcome.OVERRUN)
