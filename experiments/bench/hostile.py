@@ -8,14 +8,16 @@ Every arm runs beside the reference thread; a block in which that leaves its lim
 withholds too much, is void (``runtime.watched``) and run again.
 
 Arms: ``spin``, one spinner; ``fork``, a fork bomb under its pids limit. ``contained_windows`` is how many windows of
-its own the abuse lasted until the orchestrator acted.
+its own the abuse lasted until the orchestrator acted (for the last time, if more than once). A p99 over a whole run
+says little of the moment before that, so ``neighbour_lost_windows`` is how many windows both honest ones together did
+not enter, from the first hostile one on.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.bench import runtime
 from experiments.bench.figures import Benchmark, Figure, Limit, Progress, comparison, figure, interleave_unless_void
@@ -38,16 +40,18 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
             "idle": partial(ours, plan_of(place, None), seconds),
         }
         samples, void = interleave_unless_void(runtime.watched(arms, seconds), runs, progress)
-    beside = [late_ns for late_ns, _ in samples.pop("idle")]
-    figures: list[Figure] = [
-        comparison(name, "ns", [late_ns for late_ns, _ in values], PEER, beside, LATENESS)
-        for name, values in samples.items()
-    ]
-    lasted = {"contained_windows": "neighbour_lateness_p99", "contained_fork_windows": "neighbour_lateness_fork_p99"}
-    figures += [
-        figure(name, "windows", [lasted for _, lasted in samples[arm]], CONTAINED) for name, arm in lasted.items()
-    ]
-    return [*figures, void]
+    beside = samples.pop("idle")
+    figures: list[Figure] = []
+    for name, values in samples.items():
+        kind = "fork_" if "fork" in name else ""
+        late_ns, idle_ns = [one.late_ns for one in values], [one.late_ns for one in beside]
+        figures += [
+            comparison(name, "ns", late_ns, PEER, idle_ns, LATENESS),
+            figure(f"contained_{kind}windows", "windows", [one.lasted for one in values], CONTAINED),
+            figure(f"neighbour_{kind}lost_windows", "windows", [one.lost for one in values]),
+        ]
+    lost = figure("neighbour_idle_lost_windows", "windows", [one.lost for one in beside])
+    return [*figures, lost, void]
 
 
 def plan_of(place: Path, abuse: str | None) -> Plan:
@@ -63,8 +67,16 @@ def plan_of(place: Path, abuse: str | None) -> Plan:
     return runtime.plan_from({"name": "hostile", "base_window": "4ms", "dimensions": dimensions}, place)
 
 
-def ours(plan: Plan, seconds: float) -> tuple[float, float]:
-    """One run: p99 of the honest ones' lateness in ns, and how many windows the abuse lasted.
+class Measured(NamedTuple):
+    """What one run showed of the honest ones: their p99, and windows not entered; and how long the abuse lasted."""
+
+    late_ns: float
+    lasted: float
+    lost: float
+
+
+def ours(plan: Plan, seconds: float) -> Measured:
+    """One run.
 
     Raises:
         RuntimeError: there was abuse, and nobody acted.
@@ -74,8 +86,9 @@ def ours(plan: Plan, seconds: float) -> tuple[float, float]:
         account = run.statistics()["tokens"]["d1"]
     if "hostile" in plan.dimensions[0].workload and not account["contained"]:
         raise RuntimeError("the hostile dimension was never held: its abuse has not been contained")
-    late_ns = runtime.lateness_p99_ns({name: records[name] for name in HONEST})
-    return late_ns, float(account["held_in"] - AFTER_WINDOWS)
+    honest = {name: records[name] for name in HONEST}
+    lost = sum(runtime.missed(raw, AFTER_WINDOWS) for raw in honest.values())
+    return Measured(runtime.lateness_p99_ns(honest), float(account["held_in"] - AFTER_WINDOWS), float(lost))
 
 
 BENCHMARK = Benchmark("hostile", "neighbours of a spinner and of a fork bomb, against an idle one", 16, 4.0, 3, measure)

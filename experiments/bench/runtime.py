@@ -126,6 +126,12 @@ def keep(run: Run, seconds: float, each: Callable[[], None] = lambda: None) -> d
     return records
 
 
+def missed(raw: bytes, first: int) -> int:
+    """How many windows of a dimension were never entered, from the ``first`` on."""
+    rows = np.frombuffer(raw, dtype=_RECORD)
+    return int(np.sum((rows["window"] >= first) & ~np.isin(rows["outcome"], _ENTERED)))
+
+
 def lateness_ns(records: dict[str, bytes]) -> list[float]:
     """Lateness of every window of every dimension after the warm-up; infinite if it was never entered."""
     late: list[float] = []

@@ -4,9 +4,9 @@ A run's value is the largest relative error of the three shares of the CPU time 
 kernel's account of their control groups (``cpu.stat``), from 1/7, 2/7 and 4/7.
 
 Arms: ``cooperative`` (a Python workload that spends its token and waits), ``frozen`` (a shell loop that knows nothing
-of tokens, thawed and frozen), and as peer the kernel's own fair scheduler: the same three, spinning without any gate,
-told apart by the weight of their control groups alone. It has nothing to keep but the shares; ours keep windows as
-well.
+of tokens, thawed and frozen), ``mixed`` (the second of them frozen, the others cooperative), and as peer the kernel's
+own fair scheduler: the same three, spinning without any gate, told apart by the weight of their control groups alone.
+It has nothing to keep but the shares; ours keep windows as well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vcg.run import Run
 PEER = "the kernel's fair scheduler by cgroup weight"
 AMPLITUDES = {"d1": 1, "d2": 2, "d3": 4}
 ERROR = Limit(most=0.03)
+BURST = {"workload": "burst", "args": {"rest": 0}}
 LOOP = {
     "gate": "freezer",
     "exec": ["/usr/bin/dash", "-c", "while :; do :; done"],
@@ -37,8 +38,9 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
     """The largest error of a share, both gates over the fair scheduler; and how much of its credit each gate spends."""
     with runtime.directory() as place:
         arms = {
-            "share_error": partial(ours, plan_of(place, {"workload": "burst", "args": {"rest": 0}}), seconds),
+            "share_error": partial(ours, plan_of(place, BURST), seconds),
             "share_error_frozen": partial(ours, plan_of(place, LOOP), seconds),
+            "share_error_mixed": partial(ours, plan_of(place, BURST, frozen=("d2",)), seconds),
             "fair": partial(
                 ours,
                 plan_of(
@@ -60,11 +62,11 @@ def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
     ]
 
 
-def plan_of(place: Path, common: dict[str, Any], ceiling: str = "4") -> Plan:
-    """Three dimensions on the last CPU, ten windows in 100 ms."""
+def plan_of(place: Path, common: dict[str, Any], ceiling: str = "4", frozen: tuple[str, ...] = ()) -> Plan:
+    """Three dimensions on the last CPU, ten windows in 100 ms; those named are shell loops behind the freezer gate."""
     cpu = runtime.last_cpu()
     dimensions = {
-        name: {"amplitude": amplitude, "cpus": [cpu], "ceiling": ceiling, **common}
+        name: {"amplitude": amplitude, "cpus": [cpu], "ceiling": ceiling, **(LOOP if name in frozen else common)}
         for name, amplitude in AMPLITUDES.items()
     }
     return runtime.plan_from({"name": "shares", "base_window": "10ms", "dimensions": dimensions}, place)
@@ -101,4 +103,4 @@ def usage_ns(stat: Path) -> int:
     return int(stat.read_text().split()[1]) * 1000
 
 
-BENCHMARK = Benchmark("shares", "CPU shares under amplitudes 1:2:4, against cgroup weights", 6, 30.0, 3, measure)
+BENCHMARK = Benchmark("shares", "CPU shares under amplitudes 1:2:4, against cgroup weights", 6, 30.0, 4, measure)
