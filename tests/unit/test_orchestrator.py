@@ -247,7 +247,10 @@ def test_a_lease_expires_when_newer_windows_have_begun_and_its_late_report_is_de
     assert counter.account.settled_through == 2
     counter.report(1, 600)
     counter.desk.settle(ELAPSED_NS)
-    assert (counter.account.used_ns, counter.account.balance_ns) == (600, -600)
+    assert (counter.account.used_ns, counter.account.balance_ns, counter.account.overruns) == (600, -600, 1)
+    counter.report(2, 0)
+    counter.desk.settle(ELAPSED_NS)
+    assert counter.account.overruns == 1
     assert counter.refused == (0, 0, 0)
 
 
@@ -537,6 +540,23 @@ def test_the_tail_of_a_start_that_came_after_the_first_edge_leaves_no_mark() -> 
     beginner.kernel.used_ns += 1450
     beginner.look()
     assert beginner.kernel.acts == []
+
+
+def test_what_is_used_after_the_first_edge_counts_also_if_that_comes_while_the_kernel_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beginner = Beginner()
+    beginner.publish(-1)
+
+    def usage_ns() -> int:
+        beginner.publish(0)
+        beginner.kernel.used_ns += 900_000
+        return beginner.kernel.used_ns
+
+    monkeypatch.setattr(beginner.kernel, "usage_ns", usage_ns)
+    beginner.mint(2_000_000)
+    beginner.desk.enforce(2_000_000, 0, 0)
+    assert beginner.kernel.acts == [Standing.DEMOTED]
 
 
 def test_before_the_first_edge_of_one_that_begins_late_every_round_looks() -> None:
