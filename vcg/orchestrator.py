@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from vcg.warden import Turnkey, Warden
 
 if TYPE_CHECKING:
     from vcg.rounds import Desk
+
+_POLL_S = 0.001
 
 
 def new_tokens(epoch: int) -> tuple[int, memoryview]:
@@ -66,6 +69,9 @@ def main(arguments: list[str]) -> None:
     start_ns = control[shm.CONTROL.at("start_ns")]
     if phase == Phase.RUN:
         orchestrator.govern(ticks, start_ns)
+        # What is counted is final as soon as everybody has come to the end of its last window.
+        while not orchestrator.close(clock.now_ns(), start_ns) and control[shm.CONTROL.at("phase")] != Phase.FINISH:
+            time.sleep(_POLL_S)
         phase = control[shm.CONTROL.at("phase")]
     while phase != Phase.FINISH:
         phase = service.wait_for_other(control, phase)

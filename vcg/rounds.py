@@ -36,7 +36,8 @@ from vcg.warden import Custody, Standing, Warden
 _SLACK_NS = 1_000_000_000
 """CPU time that a dimension may have used before window 0, while it was starting."""
 _SETTLE_AT_MOST = 256
-"""Records of one dimension looked at in one round; a dimension that claims more has its older ones counted as lost."""
+"""Records of one dimension looked at in one round, or as many as windows have begun since the last time it was; a
+dimension that claims more has its older ones counted as lost."""
 _LEASE = 4
 """A token that is out when so many newer windows have begun expires: whoever holds it has stopped, or is stuck."""
 _CLEARANCE_NS = 50_000
@@ -74,12 +75,20 @@ class Desk:
         self.index = plan.index
         self.reported = -1
         """The newest window of which there was a report."""
+        self._settled_in = -1
+        """The newest window that had begun when its reports were last looked at."""
         self.refused_epoch = self.refused_window = self.refused_value = self.records_lost = 0
         self.unreported_ns = 0
         self._warden: Warden | None = None
-        self._usage_before_ns = self._charged_ns = 0
-        self._unrest_ns = self._watched_ns = 0
+        self._usage_before_ns = self._charged_ns = self._forgiven_ns = 0
+        # While it is held: the newest window whose token has been counted, and that token; what is left of it and of
+        # the one before (negative: what was used beyond them); and the kernel's account up to which that is so.
+        self._rationed_in = -1
+        self._token_ns = self._ration_ns = self._rationed_ns = 0
+        self._unrest_ns = self._unrest_at_ns = self._watched_ns = 0
         self._watched_in = -1
+        self._is_restored = True
+        """Since it was set free last, all its threads have their class again."""
         self.next_check = 0
         """The round in which it is held against the kernel's account next."""
         self.generation = 1
@@ -102,7 +111,10 @@ class Desk:
     def begin(self) -> None:
         """What it has used so far and not reported is nobody's credit."""
         if self._warden is not None:
-            self._usage_before_ns = self._warden.usage_ns() - self.account.used_ns - self._charged_ns
+            self._disown(self._warden.usage_ns())
+
+    def _disown(self, usage_ns: int) -> None:
+        self._usage_before_ns = usage_ns - self.account.used_ns - self._charged_ns
 
     # ── minting ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,13 +182,16 @@ class Desk:
         if fresh == 0:
             return
         newest = self._ticks[self._latest_at]
+        before, self._settled_in = self._settled_in, newest
         if not 0 < fresh <= _SETTLE_AT_MOST:
             if fresh < 0 or fresh > shm.WINDOW_SLOTS:
                 self.refused_value += 1
                 self.seen = head
                 return
-            self.records_lost += fresh - _SETTLE_AT_MOST
-            self.seen = head - _SETTLE_AT_MOST
+            most = max(_SETTLE_AT_MOST, newest - before + 1)
+            if fresh > most:
+                self.records_lost += fresh - most
+                self.seen = head - most
         account, epoch = self.account, self._epoch
         most_ns = (elapsed_ns + _SLACK_NS) * self._cpus
         for record in range(self.seen, head):
@@ -238,8 +253,10 @@ class Desk:
             account.expire_before(newest - _LEASE + 1)
         if warden is None:
             return
+        usage_ns = warden.usage_ns()
+        newest = self._ticks[self._latest_at]  # only now: whatever it has used so far, its token counts, too
         if newest < self._first:
-            self.begin()
+            self._disown(usage_ns)
             if self._first != _NEVER:
                 self.next_check = 0  # the next round may be the last one before its first edge
             if not custody.standing:
@@ -251,51 +268,83 @@ class Desk:
                 self._is_new = False
                 if not custody.standing:
                     # The tail of its start may have come after its first edge; no more than the grace is let pass.
-                    self._usage_before_ns += min(self._open_ns(warden.usage_ns()), self._plan.grace_ns)
-        usage_ns = warden.usage_ns()
-        newest = self._ticks[self._latest_at]  # only now: whatever it has used so far, its token counts, too
+                    self._usage_before_ns += min(self._open_ns(usage_ns), self._plan.grace_ns)
         open_ns = self._open_ns(usage_ns)
         before = custody.standing
         self._catch_up(newest)  # a token that has begun counts with what it held
         overdrawn = account.balance_ns + account.started_ns(newest) - open_ns < -self._plan.grace_ns
         if overdrawn or before:
-            # Everything that it uses is debt from now on; a report that tells of the same use takes it out again.
+            # Everything that it uses is debt from now on; a report that tells of the same use takes it out again. First
+            # it is charged, then the tokens expire: what they held pays for what was used while they were out.
+            self._charge(open_ns)
             account.expire_before(newest)
-            account.charge(open_ns)
-            self._charged_ns += open_ns
-            self.unreported_ns += open_ns
-            self._unrest_ns += open_ns
+            restless = before != Standing.FREE and self._is_restless(newest, usage_ns, now_ns)
             in_time = start_ns + self._planned_ns(newest + 1) <= round_end_ns
             # What it has used is charged already, so the token that is out pays when it is over: at the edge to come.
             # Nobody follows one that is dead before its debt is really paid.
             pays_ns = account.started_ns(newest) if self.generation > 0 else 0
-            solvent = account.balance_ns + pays_ns >= 0
-            if not before or (newest > self._watched_in and now_ns - self._watched_ns > _STALE_NS):
-                unrest_ns, self._unrest_ns = self._unrest_ns, 0
+            # Who spends all of its tokens is always a little late to stop, and owes that for ever.
+            let_pass_ns = min(self._plan.grace_ns, account.credit_ns // 4)
+            # Who wants to run and gets no CPU time does not come back for a window; of the dead nobody will.
+            is_back = self.generation < 0 or self.reported >= newest - 1
+            after = custody.judge(
+                newest,
+                overdrawn=overdrawn,
+                solvent=in_time and account.balance_ns + pays_ns >= -let_pass_ns,
+                resting=is_back and now_ns - self._unrest_at_ns > _STALE_NS,
+                restless=restless,
+            )
+            if after != before:
+                self._rationed_in, self._token_ns, self._rationed_ns = newest, self._offered_to(newest), usage_ns
+                self._ration_ns = self._token_ns
+                self._unrest_ns, self._unrest_at_ns = 0, now_ns
                 self._watched_in, self._watched_ns = newest, now_ns
-                after = custody.judge(
-                    newest,
-                    overdrawn=overdrawn,
-                    solvent=solvent and in_time,
-                    resting=unrest_ns == 0,
-                    restless=unrest_ns > account.credit_ns // 2,
-                )
-                warden.apply(before, after)
-            else:
-                warden.apply(before, before)
+            self._is_restored = warden.apply(before, after)
+        elif not self._is_restored:
+            self._is_restored = warden.apply(before, before)
+        if not self._is_restored:
+            self.next_check = 0  # the next round goes on with it
+
+    def _is_restless(self, newest: int, usage_ns: int, now_ns: int) -> bool:
+        """While it is held: note what it uses beyond what its tokens hold, and judge it by that now and then."""
+        for window in range(max(self._rationed_in + 1, newest - shm.TOKEN_SLOTS), newest + 1):
+            former_ns, self._token_ns = self._token_ns, self._offered_to(window)
+            self._ration_ns = max(0, min(self._ration_ns, former_ns)) + self._token_ns
+        self._rationed_in = newest
+        beyond_ns = max(0, -self._ration_ns)
+        self._ration_ns -= usage_ns - self._rationed_ns
+        if self._ration_ns < -self._plan.grace_ns and usage_ns > self._rationed_ns:
+            self._unrest_at_ns = now_ns
+        self._rationed_ns = usage_ns
+        self._unrest_ns += max(0, -self._ration_ns) - beyond_ns
+        windows = newest - self._watched_in
+        if not windows or now_ns - self._watched_ns <= _STALE_NS:
+            return False
+        unrest_ns, self._unrest_ns = self._unrest_ns, 0
+        self._watched_in, self._watched_ns = newest, now_ns
+        return unrest_ns > windows * self.account.credit_ns // 2
 
     def _open_ns(self, usage_ns: int) -> int:
         """What of the kernel's account has been neither reported nor charged."""
         account = self.account
+        forgiven_ns, self._forgiven_ns = account.forgiven_ns - self._forgiven_ns, account.forgiven_ns
         open_ns = usage_ns - self._usage_before_ns - account.used_ns - self._charged_ns
         if open_ns >= 0:
             return open_ns
         # It has reported more than the kernel saw, or what has been charged already: the former buys it nothing.
         refund_ns = min(-open_ns, self._charged_ns)
         self._charged_ns -= refund_ns
-        account.charge(-min(refund_ns, max(0, -account.balance_ns)))  # what was forgiven is not given back
+        # What was forgiven is not given back: neither when it was charged nor now that it has been reported.
+        account.charge(-min(max(0, refund_ns - forgiven_ns), max(0, -account.balance_ns)))
         self._usage_before_ns += open_ns + refund_ns
         return 0
+
+    def _charge(self, open_ns: int) -> None:
+        """What it has used and not reported is debt."""
+        self.account.charge(open_ns)
+        self._forgiven_ns = self.account.forgiven_ns
+        self._charged_ns += open_ns
+        self.unreported_ns += open_ns
 
     def follow(self, generation: int) -> None:
         """Take note of a death, or of the process that follows.
@@ -316,10 +365,7 @@ class Desk:
             self.begin()
             return
         if self._warden is not None and newest >= self._first:
-            open_ns = self._open_ns(self._warden.usage_ns())
-            account.charge(open_ns)
-            self._charged_ns += open_ns
-            self.unreported_ns += open_ns
+            self._charge(self._open_ns(self._warden.usage_ns()))
         if self._plan.gate == "cooperative":
             self._catch_up(newest)
             account.expire_before(newest + 1)
@@ -428,9 +474,12 @@ class Orchestrator:
         minted_ns = clock.now_ns()
         if number >= 0:
             for desk, every in self._watched:
-                if desk.custody.standing or number >= desk.next_check:
+                before = desk.custody.standing
+                if before or number >= desk.next_check:
                     desk.next_check = number + every
                     desk.enforce(through_ns, start_ns, began_ns)
+                    if desk.custody.standing != before:
+                        self.export(desk.index)
         self.export(number % len(desks))
         spent_ns = clock.now_ns() - began_ns
         worked = tokens[_ROUNDS_AT]
@@ -461,7 +510,7 @@ class Orchestrator:
                 self.export(index)
 
     def export(self, index: int) -> None:
-        """Publish the counters of one desk: they take turns, a round each."""
+        """Publish the counters of one desk: they take turns, a round each; who is held, or is free, is told at once."""
         at = shm.COUNTERS_AT + index * shm.COUNTER_WORDS
         self._tokens[at : at + shm.COUNTERS.words] = array("q", self.desks[index].counters())
 
@@ -487,11 +536,18 @@ class Orchestrator:
             else:
                 wait(seen)
 
-    def close(self, now_ns: int, start_ns: int) -> None:
-        """The last settlement, after the ticks have stopped."""
+    def close(self, now_ns: int, start_ns: int) -> bool:
+        """A last settlement, after the ticks have stopped; whether everybody has reported its newest window by now.
+
+        Of the dead and of those that are held nothing is expected.
+        """
+        is_last = True
         for index, desk in enumerate(self.desks):
             desk.settle(now_ns - start_ns)
             self.export(index)
+            if desk.generation > 0 and not desk.custody.standing and desk.reported < self._latest[index]:
+                is_last = False
+        return is_last
 
 
 _TOKEN_SLOTS, _TOKEN_WORDS = shm.TOKEN_SLOTS - 1, shm.TOKEN_WORDS

@@ -275,7 +275,8 @@ class Account:
 
     def settle_late(self, used_ns: int) -> None:
         """Book the use of a window whose token has expired already: all of it is too much."""
-        self.overruns += 1
+        if used_ns:
+            self.overruns += 1
         self.overrun_ns += used_ns
         self.used_ns += used_ns
         self._change(-used_ns)

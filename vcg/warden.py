@@ -13,6 +13,13 @@ With a debt that is later than its next edge: were it free while it still owes, 
 its class back at each edge, and its neighbours would never have back what it took from them. It is the first edge at
 which the tokens that are over have paid, or that at which the kernel's account, which lags, shows that it rests.
 
+What its tokens hold is still its own while it is held: to spend that, and what it had left of the token before, is no
+unrest, whether it has reported it yet or not. What the kernel has seen it use beyond that is, whatever it reports: more
+than its grace in one window keeps it from being set free, more than half its credit in each window gets it frozen. Of
+its debt a quarter of its credit is let pass, if that is within its grace: who spends all of its tokens is always a
+little late to stop. And who gets no CPU time does not rest: it also has to have come back for its newest window, or the
+one before.
+
 No lock that is taken in a round can be held by somebody whom a dimension keeps off the CPU: what freezes and thaws
 needs one that can, so it is done by a thread of its own, the :class:`Turnkey`.
 """
@@ -37,6 +44,8 @@ _GOOD_WINDOWS = 16
 """Free for so many times its last sentence, its next one is a first one again."""
 _PATIENCE = 4
 _SENTENCE_MAX_WINDOWS = 1024
+_PASSES = 3
+"""So often a round looks for threads that have come up while others were given their class back."""
 _STACK_BYTES = 1 << 18
 """All of it is locked in memory."""
 _LAST_S = 1.0
@@ -76,9 +85,9 @@ class Custody:
         Args:
             window: its newest that has begun.
             overdrawn: it has used more than its credit and its grace.
-            solvent: it has no debt.
-            resting: it has used no CPU time of late that it has not reported.
-            restless: it has used much of it; one that is slow to come to its end, for want of CPU time, is neither.
+            solvent: it will have no debt at its next edge, which comes before it is looked at again.
+            resting: it has come back for its windows, and of late has used no CPU time beyond what its tokens held.
+            restless: it has used much beyond that; one that is slow to come to its end, for want of CPU, is neither.
         """
         if self.standing == Standing.FREE:
             if overdrawn:
@@ -186,6 +195,7 @@ class Warden:
     def __init__(self, group: Path, policy: str, priority: int, turnkey: Turnkey) -> None:
         self._policy, self._priority, self._turnkey = policy, priority, turnkey
         self._demoted: set[int] = set()
+        self._restored: set[int] = set()
         self._threads = os.open(group / "cgroup.threads", os.O_RDONLY | os.O_CLOEXEC)
         self._usage = os.open(group / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
         self._freeze = os.open(group / "cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC)
@@ -195,24 +205,31 @@ class Warden:
         told = os.pread(self._usage, 64, 0)
         return int(told[11 : told.index(b"\n")]) * 1000  # usage_usec
 
-    def apply(self, before: Standing, after: Standing) -> None:
+    def apply(self, before: Standing, after: Standing) -> bool:
         """Act on a decision; to be called again while it stands.
 
-        A child that was being forked while its parent was demoted may still be of the old class, and shows only later.
+        A child that was being forked while its parent was demoted may still be of the old class, and shows only later;
+        so may one of a parent that was about to be set free.
+
+        Returns:
+            Whether a dimension that is free has its class back in all its threads: else call again.
         """
         if after == Standing.FREE:
             if before != after:
-                done: set[int] = set()
-                while (found := self._reschedule(self._policy, self._priority, done)) - done:
-                    done |= found
-                self._demoted = set()
-            return
+                self._demoted, self._restored = set(), set()
+            for _ in range(_PASSES):
+                found = self._reschedule(self._policy, self._priority, self._restored)
+                if found <= self._restored:
+                    return True
+                self._restored = found
+            return False
         if before == after == Standing.FROZEN and self._turnkey.has_done(self._freeze):  # there, nothing can fork
-            return
+            return True
         # Demoted first, and as long as it is not frozen: it then gives way to whoever the turnkey waits for.
         self._demoted = self._reschedule("idle", 0, self._demoted)
         if before != after and Standing.FROZEN in (before, after):
             self._turnkey.order(self._freeze, frozen=after == Standing.FROZEN)
+        return True
 
     def _reschedule(self, policy: str, priority: int, done: set[int]) -> set[int]:
         """Reschedule every thread that is not among those done already; returns all that there are now."""

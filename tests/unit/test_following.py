@@ -40,9 +40,10 @@ class Kernel:
     def usage_ns(self) -> int:
         return self.used_ns
 
-    def apply(self, before: Standing, after: Standing) -> None:
+    def apply(self, before: Standing, after: Standing) -> bool:
         if before != after:
             self.acts.append(after)
+        return True
 
 
 class Scene:

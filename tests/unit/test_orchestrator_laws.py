@@ -19,6 +19,7 @@ from itertools import accumulate, count, cycle
 from typing import cast
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -280,14 +281,18 @@ class Dimension:
     def usage_ns(self) -> int:
         self.host.pass_time(next(self.host.checks_ns))
         self.checked_ns = self.group_ns
-        if self.is_alive and self.host.accounts[self.plan.name].settled > self.settled_before:
+        settled = self.host.accounts[self.plan.name].settled
+        if self.host.desks[self.plan.name].generation != self.generation:
+            self.settled_before = settled  # what it has reported before it was announced is of its start
+        elif self.is_alive and settled > self.settled_before:
             self.is_starting = False
         return self.checked_ns
 
-    def apply(self, before: Standing, after: Standing) -> None:
+    def apply(self, before: Standing, after: Standing) -> bool:
         self.standing = after
         if before != after:
             self.acts_of_warden.append(after)
+        return True
 
 
 class Host:
@@ -687,6 +692,110 @@ def test_whatever_it_claims_who_is_free_has_used_no_more_than_it_was_credited_wi
 
     host.after_round = paid
     host.run(BASES)
+
+
+STALE_NS = 10_000_000
+"""So long rest is not believed (``vcg.rounds``)."""
+
+
+def slip(harmonic: Fraction, phase: int, honest: Act, credits: int = 3) -> tuple[Host, Dimension]:
+    """A host of three rounds in a base window on which the kernel, once, finds too much on one dimension's account."""
+    slipping, others = Spec("d1", harmonic, phase), [Spec("d2", Fraction(3)), Spec("d3", phase=7), Spec("d4", phase=2)]
+    host = Host(Trace((slipping, *others), {"d1": [honest]}))
+    host.run(12)
+    assert host.plan.rounds == 3
+    d = host.dimensions["d1"]
+    d.group_ns += credits * host.accounts["d1"].credit_ns
+    return host, d
+
+
+GEOMETRIES = [(Fraction(3), 0), (Fraction(3), 5), (Fraction(1), 0), (Fraction(1), 5), (Fraction(1, 3), 0)]
+GEOMETRIES += [(Fraction(1, 3), 5), (Fraction(1, 3), 11), (Fraction(2), 3)]
+
+
+@pytest.mark.parametrize(("harmonic", "phase"), GEOMETRIES)
+@pytest.mark.parametrize("until", [Fraction(1, 20), Fraction(1, 2), Fraction(19, 20)])
+@pytest.mark.parametrize("honest", [Act(0), Act(2), Act(7), Act(GREEDY), Act(GREEDY, beyond=1)])
+def test_who_slips_once_is_free_again_as_soon_as_its_debt_is_paid_and_stays_free(
+    harmonic: Fraction, phase: int, until: Fraction, honest: Act
+) -> None:
+    """Also if it uses its tokens up, and a little more, and whatever part of its window it is looked at in."""
+    host, d = slip(harmonic, phase, replace(honest, until=until))
+    slipped = d.newest
+    freed: list[int] = []
+
+    def look() -> None:
+        if d.acts_of_warden[-1:] == [Standing.FREE] and not freed:
+            freed.append(d.newest)
+
+    host.after_round = look
+    host.run(120)
+    assert d.acts_of_warden == [Standing.DEMOTED, Standing.FREE]
+    # What lies above its floor pays, three quarters of its own credit; tokens that are out by then pay nothing.
+    assert freed[0] - slipped <= 2 + 4 + 1 + STALE_NS // d.period
+
+
+@pytest.mark.parametrize(("harmonic", "phase"), GEOMETRIES)
+@pytest.mark.parametrize("says", ["truth", "less", "nothing"])
+def test_who_does_not_stop_when_it_is_held_is_frozen_whatever_it_reports(
+    harmonic: Fraction, phase: int, says: str
+) -> None:
+    host, d = slip(harmonic, phase, Act())
+    d.acts = [Act(GREEDY, beyond=300, says=says)]
+    host.run(200)
+    assert Standing.FROZEN in d.acts_of_warden
+    assert Standing.FREE not in d.acts_of_warden
+
+
+@pytest.mark.parametrize(("harmonic", "phase"), GEOMETRIES)
+def test_who_is_held_and_gets_no_cpu_time_is_not_at_rest_until_it_has_come_back(harmonic: Fraction, phase: int) -> None:
+    host, d = slip(harmonic, phase, Act())
+    d.acts = [Act(None)]
+    host.run(120)
+    assert host.accounts["d1"].balance_ns >= 0
+    assert d.acts_of_warden == [Standing.DEMOTED]
+    d.acts = [Act()]
+    host.run(160)
+    assert d.acts_of_warden == [Standing.DEMOTED, Standing.FREE]
+
+
+def test_nobody_waits_for_the_dead_to_come_back() -> None:
+    host, d = slip(Fraction(1, 3), 5, Act())
+    host.run(14)
+    assert d.standing == Standing.DEMOTED
+    host.die("d1")
+    host.run(120)
+    assert d.acts_of_warden == [Standing.DEMOTED, Standing.FREE]
+
+
+def told(host: Host, name: str, counter: str) -> int:
+    """A counter of a dimension, as it was published last."""
+    index = host.dimensions[name].index
+    return host.tokens[shm.COUNTERS_AT + index * shm.COUNTER_WORDS + shm.COUNTERS.at(counter)]
+
+
+def test_another_standing_is_told_in_the_round_in_which_it_is_decided() -> None:
+    host, d = slip(Fraction(3), 0, Act())
+
+    def agree() -> None:
+        assert told(host, "d1", "held") == d.standing
+
+    host.after_round = agree
+    host.run(60)
+    assert d.acts_of_warden == [Standing.DEMOTED, Standing.FREE]
+
+
+def test_at_the_end_everybodys_last_window_is_counted() -> None:
+    host = Host(Trace(tuple(Spec(f"d{k}", Fraction(k)) for k in (1, 2, 3)), {"d2": [Act(4, until=Fraction(19, 20))]}))
+    host.run(12)
+    close = host.orchestrator.close
+    assert not close(host.now_ns, START_NS)  # the windows that have just begun are not over
+    for d in host.dimensions.values():
+        if d.is_busy:
+            d.finish(d.newest, d.used[d.newest], "truth", d.generation)
+    assert close(host.now_ns, START_NS)
+    for name, d in host.dimensions.items():
+        assert told(host, name, "used_ns") == sum(d.used.values())
 
 
 # ── fairness ─────────────────────────────────────────────────────────────────────────────────────────────────────────

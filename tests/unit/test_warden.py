@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
+from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcg.warden import Custody, Standing
+from vcg.linux import sched
+from vcg.warden import Custody, Standing, Turnkey, Warden
 
 FACTS = st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=200)
 
@@ -84,3 +89,31 @@ def test_who_is_only_slow_to_come_to_an_end_is_not_frozen() -> None:
         slow = custody.judge(window, overdrawn=True, solvent=False, resting=False, restless=False)
         assert slow == Standing.DEMOTED
     assert behave(custody, 100) == Standing.FREE
+
+
+def test_who_makes_threads_without_end_does_not_hold_a_round_up_and_they_all_get_their_class_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, scheduled = tmp_path / "cgroup.threads", dict[int, str]()
+    for name in ("cpu.stat", "cgroup.freeze"):
+        (tmp_path / name).touch()
+    threads.write_text("100\n")
+
+    def breed(thread: int, policy: str, priority: int) -> None:
+        scheduled[thread] = policy
+        threads.write_text(f"{thread}\n{thread + 1}\n")
+        assert thread < 150, "it goes on for as long as there are new threads"
+
+    def settle(thread: int, policy: str, priority: int) -> None:
+        scheduled[thread] = policy
+
+    def reschedule_by(how: Callable[[int, str, int], None]) -> None:
+        monkeypatch.setattr(sched, "reschedule", how)
+
+    warden = Warden(tmp_path, "fifo", 10, cast(Turnkey, None))
+    reschedule_by(breed)
+    assert not warden.apply(Standing.DEMOTED, Standing.FREE)
+    reschedule_by(settle)
+    assert warden.apply(Standing.FREE, Standing.FREE)
+    assert scheduled == dict.fromkeys(range(100, max(scheduled) + 1), "fifo")
+    assert {int(line) for line in threads.read_text().split()} <= set(scheduled)
