@@ -285,13 +285,15 @@ class Desk:
             pays_ns = account.started_ns(newest) if self.generation > 0 else 0
             # Who spends all of its tokens is always a little late to stop, and owes that for ever.
             let_pass_ns = min(self._plan.grace_ns, account.credit_ns // 4)
-            # Who wants to run and gets no CPU time does not come back for a window; of the dead nobody will.
-            is_back = self.generation < 0 or self.reported >= newest - 1
+            # Who wants to run and gets no CPU time does not come back for a window; of the dead nobody will. It may be
+            # an honest one beside somebody whom nobody holds: after a horizon of that it is put to the test.
+            rested_ns = now_ns - self._unrest_at_ns
+            is_back = self.generation < 0 or self.reported >= newest - 1 or rested_ns > account.horizon_ns
             after = custody.judge(
                 newest,
                 overdrawn=overdrawn,
                 solvent=in_time and account.balance_ns + pays_ns >= -let_pass_ns,
-                resting=is_back and now_ns - self._unrest_at_ns > _STALE_NS,
+                resting=is_back and rested_ns > _STALE_NS,
                 restless=restless,
             )
             if after != before:

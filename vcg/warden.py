@@ -18,7 +18,8 @@ unrest, whether it has reported it yet or not. What the kernel has seen it use b
 than its grace in one window keeps it from being set free, more than half its credit in each window gets it frozen. Of
 its debt a quarter of its credit is let pass, if that is within its grace: who spends all of its tokens is always a
 little late to stop. And who gets no CPU time does not rest: it also has to have come back for its newest window, or the
-one before.
+one before; or else to have been starved for a horizon, because that may befall an honest one as well. One that is not
+is found out again within two windows, and waits four times as long.
 
 No lock that is taken in a round can be held by somebody whom a dimension keeps off the CPU: what freezes and thaws
 needs one that can, so it is done by a thread of its own, the :class:`Turnkey`.

@@ -751,11 +751,19 @@ def test_who_does_not_stop_when_it_is_held_is_frozen_whatever_it_reports(
 def test_who_is_held_and_gets_no_cpu_time_is_not_at_rest_until_it_has_come_back(harmonic: Fraction, phase: int) -> None:
     host, d = slip(harmonic, phase, Act())
     d.acts = [Act(None)]
-    host.run(120)
-    assert host.accounts["d1"].balance_ns >= 0
+    host.run(12 + HORIZON)
     assert d.acts_of_warden == [Standing.DEMOTED]
     d.acts = [Act()]
-    host.run(160)
+    host.run(12 + HORIZON + 8)
+    assert d.acts_of_warden == [Standing.DEMOTED, Standing.FREE]
+
+
+@pytest.mark.parametrize(("harmonic", "phase"), GEOMETRIES)
+def test_who_is_starved_for_a_horizon_is_put_to_the_test(harmonic: Fraction, phase: int) -> None:
+    """It may be an honest one beside somebody whom nobody holds."""
+    host, d = slip(harmonic, phase, Act())
+    d.acts = [Act(None)]
+    host.run(120)
     assert d.acts_of_warden == [Standing.DEMOTED, Standing.FREE]
 
 
