@@ -148,7 +148,7 @@ AGAIN = {"policy": "on-failure", "limit": 3, "backoff": "5ms"}
 
 
 TRIES = 3
-"""Where the hypervisor stops the host for some windows nobody can act in them, so one of some tries has to be in time."""
+"""While the hypervisor stops the host, windows pass in which nobody can act; so one of some tries has to be in time."""
 
 
 @pytest.mark.parametrize("lives", [1, 2])
