@@ -25,6 +25,7 @@ from vcg.run import Run
 PEER = "an idle dimension in its place"
 KINDS = ("fork", "memory", "disk", "inodes", "descriptors")
 _AFTER_WINDOWS = 50
+_PATIENCE_S = 20
 
 
 def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
@@ -77,8 +78,12 @@ def ours(plan: Plan, seconds: float) -> float:
     with Run(plan) as run:
         run.start()
         records = runtime.keep(run, seconds, look)  # not halted: the fifth never leaves its window
+        for _ in range(_PATIENCE_S):  # how soon it gets to its limit depends on what the other eight leave it
+            if kind and not stopped:
+                runtime.keep(run, 1.0, look)
     if kind and not stopped:
-        raise RunError(f"abuse {kind}: the kernel never stopped it in {seconds:g} s; expected it at the limit of d5")
+        took_s = seconds + _PATIENCE_S
+        raise RunError(f"abuse {kind}: the kernel never stopped it in {took_s:g} s; expected it at the limit of d5")
     return runtime.lateness_p99_ns({name: raw for name, raw in records.items() if name != "d5"})
 
 

@@ -8,7 +8,8 @@ Arguments: ``kind``, the abuse; ``after`` (20) windows that it behaves for.
   ``/data`` (which is a memory of its own kind where the storage is tmpfs).
 * ``disk``: fills its filesystem and goes on writing.
 * ``inodes``: makes empty files until no more can be made, and goes on trying.
-* ``descriptors``: opens files until it may open no more, goes on trying as often, closes them all, and begins again.
+* ``descriptors``: opens files until it may open no more, goes on trying some thousand times, closes them
+  all, and begins again.
 * ``connections``: connects to itself, and to no end: what is accepted is held, what is not fills the queue.
 
 Once it has turned it never comes back for another window. A refusal by the kernel (EAGAIN, ENOMEM, ENOSPC, EMFILE) is
@@ -28,6 +29,7 @@ from typing import Any, NoReturn
 from vcg.dimension import Dimension
 
 _CHUNK_BYTES = 1 << 20
+_TRIES = 5000
 _REFUSALS = {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 
 
@@ -102,7 +104,7 @@ def _descriptors() -> NoReturn:
 
     while True:
         if _refused(hold):
-            for _ in held:
+            for _ in range(_TRIES):
                 _refused(hold)
             for fd in held:
                 os.close(fd)
