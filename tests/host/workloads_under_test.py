@@ -149,5 +149,7 @@ def spins_from_its_first_window(dimension: Dimension) -> None:
 
 def spins_before_its_first_window(dimension: Dimension) -> None:
     """Spin for ever, without asking for a window."""
+    while not dimension._control[shm.CONTROL.at("start_ns")]:  # before, it would keep the others from getting ready
+        time.sleep(0.001)
     while True:
         pass
