@@ -10,6 +10,7 @@ has been orphaned, a cgroup if only such processes are in it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -60,6 +61,7 @@ class Suite:
         deadline = time.monotonic() + SETTLE_S
         while True:
             gc.collect()
+            reap_orphans()
             new = [f"{what}: {detail}" for what, detail in self.survey().items() if what not in self.before]
             if not new or time.monotonic() > deadline:
                 return new
@@ -166,6 +168,13 @@ def answers_for(pid: int) -> bool:
             return False
         pid = int(fields["PPid"])
     return True
+
+
+def reap_orphans() -> None:
+    """Of what a killed client had started, and is dead: it was passed on to us, and nobody else waits for it."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def children() -> list[tuple[int, str]]:
