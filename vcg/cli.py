@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
@@ -32,13 +31,10 @@ from vcg.printable import printable
 
 if TYPE_CHECKING:
     from vcg.attach import Attached, Change
-    from vcg.harmonics import Edge
-    from vcg.plan import DimensionPlan, Plan
+    from vcg.plan import Plan
     from vcg.regions import Regions
 
 PLUGIN_GROUP = "vcg.commands"
-EDGE_ROWS = 9
-"""Rows of the edge table that are shown unless all are asked for."""
 PIPED_WIDTH = 100
 """Columns of tables that go to a file or a pipe."""
 
@@ -182,8 +178,8 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a testbed would do on this host: edges, placement, credits. Starts nothing and needs no root."""
-    from vcg import config, floor, gatefloor, harmonics
+    """Show what a testbed would do on this host: edges, placement, credits, bounds. Starts nothing, needs no root."""
+    from vcg import config, floor, gatefloor, harmonics, planview
     from vcg import plan as planning
     from vcg.linux import numa
 
@@ -199,11 +195,11 @@ def plan(
         within = takewhile(lambda edge: edge.offset_ns < horizon, harmonics.edges(cadences))
         listed = list(islice(within, harmonics.EDGE_TABLE_LIMIT))
     if as_json:
-        print(json.dumps(_plan_object(made, listed), indent=2))
+        print(json.dumps(planview.as_object(made, listed), indent=2))
         return
-    _print_plan(_console(), made, resolved.description, listed, all_edges=edges)
+    planview.show(_console(), made, resolved.description, listed, all_edges=edges)
     if policy:
-        _print_policy(_console())
+        planview.show_policy(_console())
 
 
 _RUN_EXAMPLES = (
@@ -510,110 +506,6 @@ def _console() -> Console:
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
-
-
-# ── how a plan looks ─────────────────────────────────────────────────────────────────────────────────────────────────
-def _due_names(plan: Plan, edge: Edge) -> list[str]:
-    return [d.name for d in plan.dimensions if edge.due & d.bit]
-
-
-def _plan_object(plan: Plan, listed: list[Edge]) -> Mapping[str, Any]:
-    from vcg.linux import seccomp
-
-    return {
-        "plan": asdict(plan),
-        "edges_per_hyperperiod": len(listed) if plan.hyperperiod_ns is not None else None,
-        "edges": [{"offset_ns": edge.offset_ns, "due": _due_names(plan, edge)} for edge in listed],
-        "policy": [line._asdict() for line in seccomp.describe()],
-    }
-
-
-def _print_policy(console: Console) -> None:
-    from rich.padding import Padding
-
-    from vcg.linux import seccomp
-
-    console.print("\n[bold]System calls that a dimension is refused[/]")
-    for line in seccomp.describe():
-        only = f" [dim]({line.when})[/]" if line.when else ""
-        console.print(f"{line.verdict:12} {line.topic}: {line.why}")
-        console.print(Padding(f"{line.calls}{only}", (0, 0, 0, 13)))
-
-
-def _print_plan(console: Console, plan: Plan, description: str, listed: list[Edge], *, all_edges: bool) -> None:
-    from vcg.quantities import format_duration, show_duration
-
-    title = f"[bold]{escape(plan.name)}[/]"
-    console.print(f"{title}  {escape(description)}" if description else title)
-    windows = sum(edge.due.bit_count() for edge in listed)
-    if plan.hyperperiod_ns is not None:
-        rhythm = f"hyperperiod {format_duration(plan.hyperperiod_ns)} with {len(listed)} edges for {windows} windows"
-    else:
-        rhythm = f"endless pattern, generated edge by edge: {len(listed)} in the first of the longest windows"
-    console.print(f"base window {format_duration(plan.base_window_ns)}, {rhythm}")
-    rounds = "a base window" if plan.rounds == 1 else f"each of {plan.rounds} rounds in a base window"
-    console.print(
-        f"RTD on CPU {plan.rtd.cpus[0]} (fifo:{plan.rtd.priority}), "
-        f"orchestrator on CPU {plan.orchestrator.cpus[0]} (fifo:{plan.orchestrator.priority}) "
-        f"at {show_duration(plan.orchestrator_phase_ns)} of {rounds}, "
-        f"housekeeping on {_numbers(plan.housekeeping.cpus)}"
-    )
-    console.print(f"images in {escape(plan.state_root)}, mounts in {escape(plan.mount_root)}\n")
-    console.print(_dimension_table(plan.dimensions))
-    console.print()
-    console.print(_edge_table(plan, listed if all_edges else listed[:EDGE_ROWS]))
-    if not all_edges and len(listed) > EDGE_ROWS:
-        console.print(f"[dim]… and {len(listed) - EDGE_ROWS} more: --edges[/]")
-
-
-def _dimension_table(dimensions: Iterable[DimensionPlan]) -> Table:
-    from vcg.quantities import format_size, show_duration
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", "role"):
-        table.add_column(heading, overflow="ellipsis", no_wrap=True)
-    table.add_column("f x", justify="right", no_wrap=True, overflow="ellipsis", max_width=8)
-    for heading in ("window", "phase", "ampl.", "credit", "share"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("cpu", "node", "sched", "storage", "workload"):
-        table.add_column(heading, no_wrap=heading != "workload", overflow="fold")
-    for d in dimensions:
-        table.add_row(
-            d.name,
-            escape(d.role),
-            d.harmonic,
-            show_duration(d.period_ns),
-            show_duration(d.phase[0] / d.phase[1]) if d.phase[0] else "0",
-            f"{d.amplitude:g}",
-            show_duration(d.credit_ns),
-            f"{d.credit_ns / d.period_ns:.1%}",
-            _numbers(d.cpus),
-            str(d.node),
-            f"{d.policy}:{d.priority}" if d.priority else d.policy,
-            f"{d.storage} {format_size(d.storage_bytes)}",
-            escape(d.program[0] if d.program else d.workload.removeprefix("vcg.workloads.").removesuffix(":run")),
-        )
-    return table
-
-
-def _edge_table(plan: Plan, listed: list[Edge]) -> Table:
-    from vcg.quantities import show_duration
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("edge", justify="right")
-    table.add_column("after", justify="right")
-    table.add_column("windows that start")
-    previous_ns: int | None = None
-    for edge in listed:
-        after = "" if previous_ns is None else show_duration(edge.offset_ns - previous_ns)
-        offset = show_duration(edge.offset_ns) if edge.offset_ns else "0"
-        table.add_row(offset, after, " ".join(_due_names(plan, edge)))
-        previous_ns = edge.offset_ns
-    return table
-
-
-def _numbers(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))
 
 
 # ── how amplitudes look ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,13 +15,20 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from vcg import attach, cli, config, plan
+from vcg import attach, cli, config, floor, gatefloor, plan
 from vcg.errors import ConfigError, RunError
 from vcg.plan import HostShape, Plan
 
 
 def vcg(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, arguments)
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose floors nobody has measured: how busy it was when somebody did is not at issue here."""
+    monkeypatch.setattr(floor, "window_floor_ns", lambda: None)
+    monkeypatch.setattr(gatefloor, "shortest_window_ns", lambda: plan.FREEZER_WINDOW_MIN_NS)
 
 
 @pytest.fixture
@@ -83,6 +90,38 @@ def test_plan_shows_cadence_credit_storage_and_workload() -> None:
     row = next(line for line in vcg("plan", "default").stdout.splitlines() if line.startswith("d7 "))
     for part in ("aggregate", "1/3", "18ms", "fifo:10", "ext4 64M", "archive", "%"):
         assert part in row
+
+
+def test_plan_shows_what_each_dimension_may_use_and_see_and_what_becomes_of_it() -> None:
+    settings = {
+        "require": '["seccomp"]',
+        "base_window": "20ms",
+        "dimensions.d1-d3.devices": '["/dev/null"]',
+        "dimensions.d4.gate": "freezer",
+        "dimensions.d4.exec": '["/usr/bin/true"]',
+        "dimensions.d4.binds": '["/usr", "/lib"]',
+        "dimensions.d7.restart": "on-failure",
+        "dimensions.d7.snapshot": '["crash", "oom"]',
+        "dimensions.d8.io": '{ write_bps = "1M" }',
+        "dimensions.d9.cpus": "[0, 1]",
+        "snapshots.quota": "2G",
+    }
+    result = vcg("plan", "default", *(word for pair in settings.items() for word in ("--set", "=".join(pair))))
+    assert result.stderr == ""
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    for line in (
+        "memory pids burst floor ceiling enforce restart snapshot",
+        "d1 … d3 128M 64 0% 25% 400% demote after 500us never never",
+        "d4 128M 64 0% 25% 400% freezer gate never never",
+        "d7 128M 64 0% 25% 400% demote after 500us 3 x, after 100ms crash oom",
+        "d1 … d3: has the devices /dev/null",
+        "d4: sees of the host, read-only, /usr /lib",
+        "d8: I/O of at most write_bps=1048576",
+        "credit is lent among d1 d3 d5 d7; d2 d4 d6 d8",
+        "snapshots in /var/lib/vcg/snapshots, at most 2G; watchdog after 10 windows missed in a row",
+        "required of the host: seccomp",
+    ):
+        assert line in lines, line
 
 
 def test_plan_as_json_holds_the_plan_and_its_edges() -> None:
