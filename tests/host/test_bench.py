@@ -9,7 +9,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from experiments.bench import borrow, cyclictest, edge, hostile, mint, native, probe, rtd, runtime, shares, up
+from experiments.bench import abuse, borrow, cyclictest, edge, hostile, mint, native, probe, rtd, runtime, shares, up
 from experiments.bench.cli import bench, benchmarks
 from experiments.bench.figures import Comparison
 from vcg.errors import HostError
@@ -134,7 +134,19 @@ def test_borrowing_is_measured_against_none() -> None:
     assert figures["lender_back_windows"].value >= 1
 
 
-def test_neighbours_of_abuse_stand_beside_those_of_an_idle_dimension() -> None:
+def test_the_other_eight_stand_beside_themselves_and_beside_each_abuse() -> None:
+    figures = {figure.name: figure for figure in abuse.measure(1, 2.5, quiet)}
+    kinds, triads = ("none", *abuse.KINDS), ("", "_inner", "_middle", "_outer")
+    ratios = [f"abuse_{kind}{triad}_p99" for kind in kinds for triad in triads]
+    assert list(figures) == [*ratios, *(f"abuse_{kind}_p99_change" for kind in kinds), "void_blocks"]
+    assert all(figures[name].value > 0 for name in ratios)
+    for kind in kinds:
+        ours = figures[f"abuse_{kind}_p99"]
+        assert isinstance(ours, Comparison)
+        assert figures[f"abuse_{kind}_p99_change"].value == pytest.approx(ours.value - ours.peer_value)
+
+
+def test_neighbours_of_a_spinner_and_of_a_fork_bomb_stand_beside_those_of_an_idle_dimension() -> None:
     figures = {figure.name: figure for figure in hostile.measure(3, 2.0, quiet)}  # a block or two may be void
     assert list(figures) == [
         "neighbour_lateness_p99",
