@@ -59,7 +59,7 @@ from experiments.bench.figures import Benchmark, Figure, Progress, Tally, figure
 from experiments.bench.sieges import SIEGES, besiege
 from vcg import shm, uids
 from vcg.errors import RunError
-from vcg.linux import cgroup, futex, loop, mount, openat2, prctl, sandbox, sched, seccomp
+from vcg.linux import futex, loop, mount, openat2, prctl, sandbox, sched, seccomp
 from vcg.linux.libc import check, libc, syscall
 from vcg.plan import Plan
 from vcg.run import Run
@@ -257,25 +257,21 @@ def _controlled(attack: Attack, off: frozenset[str], outside: Outside) -> Outcom
     root = outside.place / "root"
     root.mkdir(exist_ok=True)
     controllers = ("cpuset",) if attack.needs == "two CPUs" else ()
-    group = cgroup.Group(cgroup.observe(), f"vcg-escape-{os.getpid()}", controllers)
-    group.create()
     try:
-        first = min(os.sched_getaffinity(0))
-        if attack.needs == "two CPUs" and "cpuset" not in off:
-            group.limit(cpus=[first])
+        with runtime.group(controllers) as group:
+            first = min(os.sched_getaffinity(0))
+            if attack.needs == "two CPUs" and "cpuset" not in off:
+                group.limit(cpus=[first])
 
-        def act() -> Outcome:
-            group.enter()
-            sched.pin([first])
-            if attack.needs == "generous launcher":
-                _be_generous()
-            return _confine_and_attempt(attack, off, outside.bait, root, filter_)
+            def act() -> Outcome:
+                group.enter()
+                sched.pin([first])
+                if attack.needs == "generous launcher":
+                    _be_generous()
+                return _confine_and_attempt(attack, off, outside.bait, root, filter_)
 
-        return _in_child(partial(_in_terminal, act) if attack.needs == "terminal" else act)
+            return _in_child(partial(_in_terminal, act) if attack.needs == "terminal" else act)
     finally:
-        deadline_ns = time.monotonic_ns() + 2_000_000_000
-        cgroup.kill(group.directories, deadline_ns)
-        cgroup.remove(group.directories, deadline_ns)
         root.rmdir()
 
 

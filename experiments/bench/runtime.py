@@ -5,9 +5,10 @@ The directories lie in /var/tmp, which is a disk where /tmp may be a tmpfs (loop
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from experiments import reference, stats, trial
 from experiments.bench.figures import Sample, quantile
 from experiments.plan import Limits
 from vcg import config, shm
-from vcg.errors import HostError
-from vcg.linux import numa
+from vcg.errors import HostError, RunError
+from vcg.linux import cgroup, numa
 from vcg.plan import Plan
 from vcg.run import Run, plan_here
 
@@ -33,6 +34,7 @@ planned: list[dict[str, Any]] = []
 _DRAIN_S = 0.1
 _BASELINE_S = 2.0
 """For so long the reference thread is looked at on the idle host."""
+_UNDO_NS = 5_000_000_000
 _MARGIN_S = 30.0
 """Room that the reference thread gets beyond a run: bring-up, halt, a busy host."""
 _ENTERED = (shm.Outcome.DONE, shm.Outcome.OVERRUN)
@@ -44,6 +46,28 @@ def directory() -> Iterator[Path]:
     """A directory for one benchmark, with a short path (Unix sockets lie in it)."""
     with tempfile.TemporaryDirectory(prefix="vcg-", dir="/var/tmp") as name:
         yield Path(name)
+
+
+@contextmanager
+def group(controllers: Sequence[str] = ()) -> Iterator[cgroup.Group]:
+    """A control group that processes may enter; at the end what is in it is killed, and it is gone.
+
+    It lies in one more of ours: under v2 the upper one hands controllers down, and so may hold no process itself.
+
+    Raises:
+        RunError: something in it could not be killed, or it could not be removed.
+    """
+    outer = cgroup.Group(cgroup.observe(), f"vcg-bench-{os.getpid()}", controllers)
+    inner = cgroup.Group(outer, "inside", controllers)
+    try:
+        outer.create()
+        inner.create()
+        yield inner
+    finally:
+        deadline_ns = time.monotonic_ns() + _UNDO_NS
+        processes, groups = cgroup.kill(outer.directories, deadline_ns), cgroup.remove(outer.directories, deadline_ns)
+        if processes or groups:
+            raise RunError(f"{outer.directories[0].name}: processes {processes} and groups {groups} could not be ended")
 
 
 def plan_of(testbed: str, place: Path, overrides: dict[str, Any] | None = None) -> Plan:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import forgeries
+from experiments.bench import forgeries, runtime
 from experiments.bench.attacks import Control, Outcome
 from experiments.bench.misbehaviour import DAEMON
 from vcg import shm, uids
@@ -39,6 +39,7 @@ _BESIEGED_S = 60
 _ABUSED_S = 15
 _LONG_ENOUGH_S = 0.5
 _POLL_S = 0.02
+_UNDO_NS = 5_000_000_000
 _AMPLE = 8
 _UID = uids.SPARE[2]
 
@@ -213,53 +214,48 @@ def peak_of(kind: str, generosity: int, place: Path) -> int:
 def _abused(kind: str, generosity: int, place: Path) -> Iterator[Callable[[], int]]:
     """An abuse in a child; yields what tells how much it has taken. Of all else it has ample."""
     allowed = {one: limit * (generosity if one == kind else _AMPLE) for one, limit in LIMITS.items()}
-    group = cgroup.Group(cgroup.observe(), f"vcg-siege-{os.getpid()}", ("memory", "pids"))
-    group.create()
-    memory = group.directory("memory")
-    assert memory is not None
-    group.limit(memory_bytes=allowed["memory"], pids=allowed["fork"])
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
+    with runtime.group(("memory", "pids")) as group:
+        memory = group.directory("memory")
+        assert memory is not None
+        group.limit(memory_bytes=allowed["memory"], pids=allowed["fork"])
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                prctl.die_with_parent(parent)
+                group.enter()
+                mount.enter_private_namespace()
+                options = f"size={allowed['disk']},nr_inodes={allowed['inodes']},mode=755"
+                mount.mount("tmpfs", place, "tmpfs", 0, options)
+                (place / "data").mkdir()
+                (place / "data").chmod(0o777)
+                sandbox.take(sandbox.enclosure(place, ()))
+                dict(sandbox.surrendering(_UID, parent))["uid"]()
+                prctl.close_from(3)
+                descriptors = allowed["connections" if kind == "connections" else "descriptors"]
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+                hostile.ABUSES[kind]()
+            finally:
+                os._exit(1)
+
+        def taken() -> int:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found = os.statvfs(f"/proc/{pid}/root/data")
+                return {
+                    "fork": lambda: len(group.members()),
+                    "memory": lambda: _usage(memory),
+                    "disk": lambda: (found.f_blocks - found.f_bfree) * found.f_frsize,
+                    "inodes": lambda: found.f_files - found.f_ffree,
+                    "descriptors": lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())),
+                    "connections": lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())),
+                }[kind]()
+            return 0
+
         try:
-            prctl.die_with_parent(parent)
-            group.enter()
-            mount.enter_private_namespace()
-            options = f"size={allowed['disk']},nr_inodes={allowed['inodes']},mode=755"
-            mount.mount("tmpfs", place, "tmpfs", 0, options)
-            (place / "data").mkdir()
-            (place / "data").chmod(0o777)
-            sandbox.take(sandbox.enclosure(place, ()))
-            dict(sandbox.surrendering(_UID, parent))["uid"]()
-            prctl.close_from(3)
-            descriptors = allowed["connections" if kind == "connections" else "descriptors"]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-            hostile.ABUSES[kind]()
+            yield taken
         finally:
-            os._exit(1)
-
-    def taken() -> int:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found = os.statvfs(f"/proc/{pid}/root/data")
-            return {
-                "fork": lambda: len(group.members()),
-                "memory": lambda: _usage(memory),
-                "disk": lambda: (found.f_blocks - found.f_bfree) * found.f_frsize,
-                "inodes": lambda: found.f_files - found.f_ffree,
-                "descriptors": lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())),
-                "connections": lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())),
-            }[kind]()
-        return 0
-
-    try:
-        yield taken
-    finally:
-        deadline_ns = time.monotonic_ns() + 5_000_000_000
-        left = cgroup.kill(group.directories, deadline_ns)
-        os.waitpid(pid, 0)
-        left_groups = cgroup.remove(group.directories, deadline_ns)
-        if left or left_groups:
-            raise RunError(f"an abuse left processes {left} and groups {left_groups}")
+            cgroup.kill(group.directories, time.monotonic_ns() + _UNDO_NS)
+            os.waitpid(pid, 0)
 
 
 def _usage(memory: Path) -> int:
@@ -317,37 +313,33 @@ def outlive_parent(place: Path) -> Control:
 
 
 def _daemon_of_dead(*, is_swept: bool) -> Outcome:
-    group = cgroup.Group(cgroup.observe(), f"vcg-siege-{os.getpid()}", ())
-    group.create()
-    told, tell = os.pipe()
-    parent = os.getpid()
-    dimension = os.fork()
-    if dimension == 0:
-        group.enter()
-        prctl.die_with_parent(parent)
-        if os.fork() == 0:
-            os.setsid()
+    with runtime.group() as group:
+        told, tell = os.pipe()
+        parent = os.getpid()
+        dimension = os.fork()
+        if dimension == 0:
+            group.enter()
+            prctl.die_with_parent(parent)
             if os.fork() == 0:
-                os.write(tell, os.getpid().to_bytes(4, "little"))
-                time.sleep(_ABUSED_S)
-            os._exit(0)
-        os.wait()
-        signal.pause()
-    daemon = int.from_bytes(os.read(told, 4), "little")
-    os.close(told)
-    os.close(tell)
-    handle = os.pidfd_open(daemon)
-    os.kill(dimension, signal.SIGKILL)
-    os.waitpid(dimension, 0)
-    deadline_ns = time.monotonic_ns() + 5_000_000_000
-    try:
-        if is_swept:
-            cgroup.kill(group.directories, deadline_ns)
-        is_over = bool(select.select([handle], [], [], int(is_swept))[0])
-    finally:
-        os.close(handle)
-        cgroup.kill(group.directories, deadline_ns)
-        cgroup.remove(group.directories, deadline_ns)
+                os.setsid()
+                if os.fork() == 0:
+                    os.write(tell, os.getpid().to_bytes(4, "little"))
+                    time.sleep(_ABUSED_S)
+                os._exit(0)
+            os.wait()
+            signal.pause()
+        daemon = int.from_bytes(os.read(told, 4), "little")
+        os.close(told)
+        os.close(tell)
+        handle = os.pidfd_open(daemon)
+        os.kill(dimension, signal.SIGKILL)
+        os.waitpid(dimension, 0)
+        try:
+            if is_swept:
+                cgroup.kill(group.directories, time.monotonic_ns() + _UNDO_NS)
+            is_over = bool(select.select([handle], [], [], int(is_swept))[0])
+        finally:
+            os.close(handle)
     return Outcome("refused", "it ended with its parent") if is_over else Outcome("escaped", "it outlived its parent")
 
 
