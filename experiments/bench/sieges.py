@@ -318,19 +318,24 @@ def _daemon_of_dead(*, is_swept: bool) -> Outcome:
         parent = os.getpid()
         dimension = os.fork()
         if dimension == 0:
-            group.enter()
-            prctl.die_with_parent(parent)
-            if os.fork() == 0:
-                os.setsid()
+            try:
+                group.enter()
+                prctl.die_with_parent(parent)
                 if os.fork() == 0:
-                    os.write(tell, os.getpid().to_bytes(4, "little"))
-                    time.sleep(_ABUSED_S)
-                os._exit(0)
-            os.wait()
-            signal.pause()
+                    os.setsid()
+                    if os.fork() == 0:
+                        os.write(tell, os.getpid().to_bytes(4, "little"))
+                        time.sleep(_ABUSED_S)
+                else:
+                    os.wait()
+                    signal.pause()
+            finally:
+                os._exit(1)
+        os.close(tell)
         daemon = int.from_bytes(os.read(told, 4), "little")
         os.close(told)
-        os.close(tell)
+        if not daemon:
+            raise RunError("nobody was left behind: the one that was to be could not enter its group, or fork")
         handle = os.pidfd_open(daemon)
         os.kill(dimension, signal.SIGKILL)
         os.waitpid(dimension, 0)

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 BAD = "d5"
 PATIENCE_S = 60
+LOOKS = 4
 WATCHED_S = 0.5
 CADENCE = 0.9
 
@@ -79,21 +80,25 @@ def entered(raw: bytes) -> int:
 
 
 def assert_the_others_go_on(run: Run) -> None:
-    """Every other dimension keeps its cadence, now, and its account has nothing to complain of.
+    """Every other dimension keeps its cadence while the abuse goes on, and its account has nothing to complain of.
 
     Beside an idle dimension, and as well beside each kind of abuse, the other eight were seen to enter all windows of
     such a time but one or two (97 % and more, once 94 %, of 27 windows of the longest kind): the host's own doing. So
-    what is asked is nine in ten, one aside that the bounds of the time cut off.
+    what is asked is nine in ten, one aside that the bounds of the time cut off; and of one of some looks, because for
+    one of them the host may be somebody else's.
     """
-    run.drain()
-    began_ns = time.monotonic_ns()
-    time.sleep(WATCHED_S)
-    fresh = run.drain()
-    lasted_ns = time.monotonic_ns() - began_ns
     others = [d for d in run.plan.dimensions if d.name != BAD]
-    for d in others:
-        many, expected = entered(fresh[d.name]), lasted_ns / d.period_ns
-        assert many >= CADENCE * expected - 1, f"{d.name} entered {many} windows of {expected:.1f}"
+    for _ in range(LOOKS):
+        run.drain()
+        began_ns = time.monotonic_ns()
+        time.sleep(WATCHED_S)
+        fresh = run.drain()
+        lasted_ns = time.monotonic_ns() - began_ns
+        windows = {d.name: (entered(fresh[d.name]), lasted_ns / d.period_ns) for d in others}
+        behind = {name: pair for name, pair in windows.items() if pair[0] < CADENCE * pair[1] - 1}
+        if not behind:
+            break
+    assert not behind, "entered, and due"
     accounts = run.statistics()["tokens"]
     refused = {d.name: [accounts[d.name][name] for name in accounts[d.name] if "refused" in name] for d in others}
     assert refused == {d.name: [0, 0, 0] for d in others}
