@@ -5,12 +5,15 @@ symlink is followed, no mount crossed, no FIFO waited for, no device opened. Lin
 archive as what they are. The format is POSIX pax with the sparse files of GNU tar (its manual, "PAX Format, Version
 1.0"): GNU tar, bsdtar and Python read it.
 
-Traps: a file of a few blocks may claim a size of exabytes, so only what is no hole is read; trees can be nested deeper
-than descriptors last, so below :data:`DEPTH_MAX` they are left out, and told, as sockets are, which tar knows not.
+Traps: a file of a few blocks may claim a size of exabytes, so only what is no hole is read; trees can be nested
+deeper than descriptors last, so below :data:`DEPTH_MAX` they are left out, and told, as sockets are, which tar knows
+not. A tree that could not be brought to rest changes while it is read: what has gone by the time it is opened is
+told, too.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -26,6 +29,8 @@ OMITTED_MAX = 100
 _PATH_SHOWN = 200
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+"""What is said of an entry that is not any more what it was a moment ago, in a tree whose owner goes on."""
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -63,7 +68,13 @@ class Writer:
                 if name is None:
                     os.close(levels.pop()[0])
                     continue
-                below = self._add(directory, name, path + name, len(levels))
+                try:
+                    below = self._add(directory, name, path + name, len(levels))
+                except OSError as error:
+                    if error.errno not in _CHANGED:
+                        raise
+                    self._omit(path + name, "it was removed or replaced meanwhile")
+                    continue
                 if below is not None:
                     levels.append((below, self._entries(below), f"{path}{name}/"))
         finally:

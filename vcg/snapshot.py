@@ -270,11 +270,12 @@ def _free_bytes(directory: Path) -> int:
 
 def _allocated_bytes(folder: Path) -> int:
     total = 0
-    for path in _entries(folder):
-        try:
-            total += path.lstat().st_blocks * _BLOCK_BYTES
-        except FileNotFoundError:  # another run has just removed it
-            continue
+    for directory, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            try:
+                total += Path(directory, name).lstat().st_blocks * _BLOCK_BYTES
+            except FileNotFoundError:  # another run has just removed it
+                continue
     return total
 
 
@@ -287,9 +288,16 @@ def _discard(path: Path, run: str) -> None:
 
 
 def _remove(part: Path) -> None:
-    for path in _entries(part):
-        path.unlink()
-    part.rmdir()
+    """With what somebody has put there, such as the files of its copy; but nothing that they have mounted there."""
+    device, emptied = part.lstat().st_dev, []
+    for directory, folders, names in os.walk(part):
+        emptied.append(directory)
+        links = [name for name in folders if Path(directory, name).is_symlink()]
+        for name in (*names, *links):
+            Path(directory, name).unlink()
+        folders[:] = [name for name in folders if name not in links and Path(directory, name).lstat().st_dev == device]
+    for directory in reversed(emptied):
+        Path(directory).rmdir()
 
 
 def _sync(path: Path) -> None:

@@ -12,6 +12,7 @@ which only flock(2) can lock; to remove it under another run would detach that r
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -50,6 +51,7 @@ class StateRoot:
         self.path = path.resolve()
         self.epoch = 0
         self._fd = -1
+        self._own: dict[str, Any] = {}
 
     @property
     def journal(self) -> Path:
@@ -128,7 +130,7 @@ class StateRoot:
                 f"{', '.join(foreign)}: there already, and of no run that the journal names: move it away, "
                 "or choose another state_root"
             )
-        content = {
+        self._own = {
             "epoch": epoch,
             "supervisor": os.getpid(),
             "cgroups": [str(path) for path in cgroups],
@@ -139,21 +141,46 @@ class StateRoot:
             "images": [str(path) for path in images],
             "boot": _BOOT_ID.read_text(),
         }
-        self._replace(self.journal, json.dumps(content))
+        self._replace(self.journal, json.dumps(self._own))
 
     def _read(self, path: Path, parse: Callable[[str], Any]) -> Any:
         try:
             return parse(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path}: damaged ({error}): look at it, then remove it") from None
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, str(error)) from None
+
+    def _noted(self) -> dict[str, Any]:
+        """What the journal says; nothing if there is none.
+
+        Raises:
+            RunError: it is not what :meth:`note` wrote, in whatever version.
+        """
+        if not self.journal.exists():
+            return {}
+        noted = self._read(self.journal, json.loads)
+        if not isinstance(noted, dict):
+            raise _damaged(self.journal, "expected an object")
+        if wrong := [field for field, is_right in _JOURNAL.items() if not is_right(noted.get(field))]:
+            raise _damaged(self.journal, f"{', '.join(wrong)}: missing, or not as written")
+        return noted
 
     def _replace(self, path: Path, text: str) -> None:
+        """Let a file have another content, all of it or nothing.
+
+        Raises:
+            OSError: with the path; ENOSPC if the disk is full.
+        """
         fresh = _fresh(path)
-        with fresh.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        try:
+            with fresh.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def reconcile(self) -> list[str]:
         """Undo whatever an earlier run left behind; idempotent, and safe to be killed in the middle.
@@ -164,9 +191,9 @@ class StateRoot:
             What could not be undone, a line each; empty is the normal case.
         """
         deadline_ns = time.monotonic_ns() + int(RECONCILE_S * 1e9)
-        noted = self._read(self.journal, json.loads) if self.journal.exists() else {}
+        noted = self._own or self._noted()  # our own also if somebody has removed the journal, or all of the state root
         directories = [Path(path) for path in noted.get("cgroups", ())]
-        images = [Path(path) for path in noted.get("images", ())]
+        images = [Path(path) for path in noted.get("images") or ()]
         mount_root = Path(noted["mount_root"]) if noted else None
         steps: list[Callable[[], list[str]]] = [
             lambda: [f"process {pid} of a run survives SIGKILL" for pid in cgroup.kill(directories, deadline_ns)],
@@ -183,6 +210,7 @@ class StateRoot:
             problems = attempt(lambda: _verify(noted, deadline_ns))
         if not problems:
             self.journal.unlink(missing_ok=True)
+            self._own = {}
         return problems
 
     def _give_loops_back(self, images: Sequence[Path], deadline_ns: int) -> list[str]:
@@ -201,6 +229,35 @@ class StateRoot:
         for leftover in (*images, *half_written, self.socket, self.control):
             leftover.unlink(missing_ok=True)
         return []
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+_JOURNAL: dict[str, Callable[[object], bool]] = {
+    "epoch": _is_number,
+    "supervisor": _is_number,
+    "cgroups": _are_texts,
+    "mount_root": _is_text,
+    "made_mount_root": lambda value: isinstance(value, bool),
+    "snapshots": lambda value: value is None or _is_text(value),
+    "first_uid": lambda value: value is None or _is_number(value),
+    "images": lambda value: value is None or _are_texts(value),
+}
+"""What the fields of the journal must be; those that an older version did not have may be missing."""
+
+
+def _damaged(path: Path, how: str) -> RunError:
+    return RunError(f"{path}: damaged ({how}): look at it, then remove it")
 
 
 def _fresh(path: Path) -> Path:

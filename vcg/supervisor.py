@@ -12,6 +12,7 @@ goes through :meth:`Supervisor.down`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import linecache
@@ -1115,7 +1116,13 @@ def main(arguments: list[str]) -> None:
     sys.path[:] = order["path"]
     try:
         with StateRoot(Path(plan.state_root)) as state:
-            state.next_epoch()
+            try:
+                state.next_epoch()
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                state.reconcile()  # what fills the disk may be the images of a killed run
+                state.next_epoch()
             if leftovers := state.reconcile():
                 raise RunError(f"an earlier run left what can't be cleared: {'; '.join(leftovers)}")
             supervisor = Supervisor(plan, state, client, filters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -293,6 +294,17 @@ def test_a_group_with_a_dead_runs_name_that_was_not_journalled_is_told(
     assert state.clear(roots.state_root) == []
 
 
+def test_a_state_root_that_is_removed_under_a_run_is_no_reason_to_leave_the_rest(roots: Any, group: Group) -> None:
+    with StateRoot(roots.state_root) as held:
+        held.note(held.next_epoch(), group.directories, roots.mount_root, True)
+        shutil.rmtree(roots.state_root)
+        assert held.reconcile() == []
+    assert not any(path.exists() for path in group.directories)
+    assert not roots.mount_root.exists()
+    for root in roots:
+        root.mkdir()
+
+
 def test_a_mount_root_that_was_there_before_stays(roots: Any) -> None:
     with StateRoot(roots.state_root) as held:
         held.note(held.next_epoch(), [], roots.mount_root, False)
@@ -369,9 +381,29 @@ def test_sysv_objects_of_its_users_are_removed_but_not_from_a_run_that_has_their
         assert there(child.said) == []
 
 
-@pytest.mark.parametrize("content", ["", '{"epoch": 1, "cgro'])
+GOOD = '{"epoch": 1, "supervisor": 2, "cgroups": [], "mount_root": "/nowhere", "made_mount_root": false'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"epoch": 1, "cgro',
+        "[]",
+        "null",
+        "[" * 100_000,
+        "{}",
+        '{"epoch": 1, "cgroups": []}',
+        GOOD.replace("[]", "7") + "}",
+        GOOD.replace("[]", "[7]") + "}",
+        GOOD.replace('"/nowhere"', "null") + "}",
+        GOOD + ', "images": {"d4": 1}}',
+        GOOD + ', "first_uid": "70000"}',
+    ],
+)
 def test_a_damaged_journal_is_named(roots: Any, content: str) -> None:
     with StateRoot(roots.state_root) as held:
         held.journal.write_text(content)
         with pytest.raises(RunError, match=rf"{held.journal}: damaged"):
             held.reconcile()
+        assert held.journal.read_text() == content

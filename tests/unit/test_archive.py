@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import stat
 import subprocess
 import tarfile
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from vcg import archive
 from vcg.archive import DEPTH_MAX, Writer
+from vcg.linux import openat2
 
 NAMES = st.binary(min_size=1, max_size=40).filter(
     lambda name: not set(b"/\0") & set(name) and name not in (b".", b"..")
@@ -160,3 +162,37 @@ def test_a_file_that_shrinks_while_it_is_read_is_filled_up(tmp_path: Path) -> No
         os.truncate(path, 60_000)
         assert pieces.read(50_000) == b"x" * 10_000 + bytes(40_000)
         assert pieces.read(1) == b""
+
+
+@pytest.mark.parametrize("becomes", ["nothing", "a symlink", "a file", "a socket"])
+def test_what_goes_while_the_tree_is_read_is_left_out_and_told_and_the_rest_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
+    """Of a tree whose owner goes on: seen in its directory, and something else when it is opened."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").write_bytes(b"first")
+    (tmp_path / "c").write_bytes(b"second")
+    opened = openat2.open_beneath
+
+    def too_late(directory: int, name: str, flags: int) -> int:
+        path = tmp_path / name
+        if name in ("a", "b"):
+            path.rmdir() if name == "a" else path.unlink()
+            if becomes == "a symlink":
+                path.symlink_to("c")
+            elif becomes == "a file" and name == "a":
+                path.touch()
+            elif becomes == "a socket":
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(str(path))
+        return opened(directory, name, flags)
+
+    monkeypatch.setattr(openat2, "open_beneath", too_late)
+    monkeypatch.setattr(Writer, "_entries", staticmethod(lambda directory: iter("abcd")))
+    packed, writer = write(tmp_path)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        content = tar.extractfile("c")
+        assert content is not None
+        assert content.read() == b"second"
+        assert not {"b", "d"} & set(tar.getnames())
+    assert [line.partition(":")[0] for line in writer.told] == ["a", "b", "d"]

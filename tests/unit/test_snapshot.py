@@ -74,6 +74,21 @@ def test_what_a_killed_run_was_at_is_removed_and_nothing_else(tmp_path: Path) ->
     snapshot.discard_parts(tmp_path / "nowhere", RUN)
 
 
+def test_what_somebody_has_unpacked_into_one_counts_and_goes_with_it(tmp_path: Path) -> None:
+    """Whoever looks into one may put its files beside it; that must not keep the next from being made."""
+    whole, elsewhere = make(tmp_path / "s", 1), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").touch()
+    (whole / "out" / "data").mkdir(parents=True)
+    (whole / "out" / "data" / "file").write_bytes(os.urandom(64 * KIB))
+    (whole / "out" / "link").symlink_to(elsewhere)
+    (one,) = snapshot.listed(tmp_path / "s")
+    assert one.bytes >= 64 * KIB
+    assert snapshot.make_room(tmp_path / "s", "d4", 64 * KIB, 100 * KIB, RUN) == [whole]
+    assert names(tmp_path / "s") == []
+    assert names(elsewhere) == ["thesis.txt"]
+
+
 def test_nowhere_there_are_none(tmp_path: Path) -> None:
     assert snapshot.listed(tmp_path / "nowhere") == []
     (tmp_path / "file").touch()
