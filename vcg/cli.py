@@ -9,7 +9,9 @@ Exit codes: 2 for a wrong configuration or command line, 130 after Ctrl-C, 1 for
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -88,17 +90,32 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except VcgError as error:
             print(printable("\n".join([str(error), *getattr(error, "__notes__", ())])), file=sys.stderr)
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
         except OSError as error:  # the host says no: a full disk, a missing right
-            if error.filename is None:
+            if error.filename is None and (error.errno == errno.EPIPE or not _is_output_lost()):
                 raise
-            print(printable(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+            print(printable(f"{error.filename or 'standard output'}: {error.strerror}"), file=sys.stderr)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt
+
+
+def _is_output_lost() -> bool:
+    """Whether standard output takes nothing more, as on a full disk; then what waits for it is given up.
+
+    An error of a stream does not say of which; so it is tried, with a line more that does no harm where it succeeds.
+    """
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 app = typer.Typer(
@@ -406,8 +423,6 @@ def unit(
     ] = None,
 ) -> None:
     """Print a systemd unit that runs a testbed from boot on. The testbed is checked against this host first."""
-    import os
-
     from vcg import config, floor, gatefloor
     from vcg import plan as planning
     from vcg import unit as units

@@ -303,3 +303,11 @@ def test_help_of_plan_loads_nothing_heavy() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "set()"
+
+
+@pytest.mark.parametrize("words", ["plan default", "plan default --json", "unit", "plan --help"])
+def test_output_that_cannot_be_written_is_told_in_a_line(words: str) -> None:
+    command = [Path(sys.executable).with_name("vcg"), *words.split()]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "standard output: No space left on device\n")
