@@ -99,7 +99,7 @@ OVERRIDES: dict[str, Any] = {
     "dimensions.*.devices": ["/dev/null"],
 }
 """What makes of any testbed one whose dimensions attack."""
-_HOSTILE_S = 90
+_HOSTILE_S = 300
 _CONTROL_S = 30
 _TRAP_S = 2
 _PR_SET_DUMPABLE, _PR_GET_SECUREBITS, _PR_SET_SECUREBITS = 4, 27, 28
