@@ -92,13 +92,14 @@ DEFENCES: dict[str, frozenset[str]] = {
 PRECAUTIONS = {"beneath": 0x08, "no_symlinks": 0x04, "no_magiclinks": 0x02, "no_xdev": 0x01, "regular": 0, "nodev": 0}
 """Each precaution with which the host's side opens what a dimension has left, and its flag of openat2(2), if any."""
 OVERRIDES: dict[str, Any] = {
+    "base_window": "50ms",
     "dimensions.*.workload": "experiments.bench.attacks:run",
     "dimensions.*.args": {},
     "dimensions.*.scheduling": "other",
     "dimensions.*.enforce": "none",
     "dimensions.*.devices": ["/dev/null"],
 }
-"""What makes of any testbed one whose dimensions attack."""
+"""What makes of any testbed one whose dimensions attack; at a cadence that leaves even an emulated host time for it."""
 _HOSTILE_S = 300
 _CONTROL_S = 30
 _TRAP_S = 2
