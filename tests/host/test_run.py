@@ -407,6 +407,31 @@ def test_supervisor_and_client_killed_at_once_are_cleared_by_the_next_start(
     assert all(rows.values())
 
 
+def test_what_a_killed_run_left_is_cleared_although_it_fills_the_disk(
+    resolve: Callable[..., Plan], roots: Roots
+) -> None:
+    """There is not even room for the next epoch before the images are gone."""
+    small, large = (resolve("default", **{"dimensions__d4-d9__storage__size": size}) for size in ("8M", "16M"))
+    mount.mount("tmpfs", roots.state_root, "tmpfs", options="size=64M")
+    try:
+        process, pids = started(small, roots)
+        process.kill()
+        os.kill(pids[0], signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not any(map(is_alive, pids)))
+        with pytest.raises(OSError, match="No space"), (roots.state_root / "ballast").open("wb", 0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        with pytest.raises(RunError, match="no room for 16 MiB"), Run(large):
+            pass
+        assert sorted(path.name for path in roots.state_root.iterdir()) == ["ballast", "epoch", "lock"]
+        (roots.state_root / "ballast").unlink()
+        with Run(small) as run:
+            assert run.regions.control[shm.CONTROL.at("epoch")] == 3
+    finally:
+        mount.unmount(roots.state_root, detach=True)
+
+
 def test_what_went_wrong_is_not_hidden_by_another_run_that_came_into_the_state_root(
     resolve: Callable[..., Plan], roots: Roots, child_that: Callable[..., Any]
 ) -> None:
