@@ -95,7 +95,7 @@ def leftovers_of(supervisor: int, state_root: Path, mount_root: Path) -> list[Le
 def _below(state: Path, mounted: Path) -> Iterator[Leftover]:
     """What belongs to the two roots."""
     bound = loop.backed_by(state).items()
-    loops = {device: backing for device, backing in bound if not snapshot.is_complete(backing.parent)}
+    loops = {device: backing for device, backing in bound if not _is_kept(backing)}
     yield from (Leftover("loop", device.name, str(backing)) for device, backing in loops.items())
     yield from mounts(mounted, {str(device) for device in loops})
     yield from sockets(state)
@@ -182,8 +182,13 @@ def sockets(state_root: Path) -> Iterator[Leftover]:
 def files(state_root: Path) -> Iterator[Leftover]:
     """What lies in the state root, but for sockets and what is kept between runs."""
     for path, mode in _tree(state_root):
-        if path.name not in KEPT_FILES and not stat.S_ISSOCK(mode) and not snapshot.is_complete(path.parent):
+        if path.name not in KEPT_FILES and not stat.S_ISSOCK(mode) and not _is_kept(path):
             yield Leftover("file", str(path), stat.filemode(mode))
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether it lies in a snapshot, or in what somebody has unpacked there."""
+    return any(map(snapshot.is_complete, path.parents))
 
 
 def bpf_programs(names: Iterable[str]) -> Iterator[Leftover]:

@@ -142,6 +142,15 @@ def test_files_are_found_but_for_those_that_are_kept(roots: Any) -> None:
     assert [item.name for item in found(roots, "file")] == [str(roots.state_root / "d1.img")]
 
 
+def test_what_somebody_has_unpacked_into_a_snapshot_is_theirs(roots: Any) -> None:
+    kept = roots.state_root / "snapshots" / "20260102T030405.678901Z-d4-crash" / "d4" / "data"
+    part = kept.parents[2] / "20260102T030405.678901Z-d4-crash.part-1-1"
+    for place in (kept, part):
+        place.mkdir(parents=True)
+        (place / "file").touch()
+    assert [item.name for item in found(roots, "file")] == [str(part / "file")]
+
+
 def test_a_loaded_bpf_program_is_found_by_the_start_of_its_name(roots: Any) -> None:
     name = "an_instruction_that_returns_nothing"
     with in_a_process(lambda: load_program(name)) as pid:
