@@ -455,11 +455,12 @@ def file_of(d: DimensionPlan) -> str:
 
 
 def how_to_open(d: DimensionPlan, path: Path) -> list[str]:
-    """Commands that look into a snapshot without mounting it."""
+    """Commands that look into a snapshot without mounting it, to be used as they are; one takes all files out of it."""
     copy = shlex.quote(str(path / file_of(d)))
     if d.storage == "ext4":
-        return [f"debugfs -R 'ls -l /data' {copy}", f"debugfs -R 'rdump / DIRECTORY' {copy}", f"e2fsck -fn {copy}"]
-    return [f"tar --zstd -tvf {copy}", f"tar --zstd -xOf {copy} data/FILE"]
+        take_out = f"mkdir {d.name} && debugfs -R 'rdump / {d.name}' {copy}"
+        return [f"debugfs -R 'ls -l /data' {copy}", take_out, f"e2fsck -fn {copy}"]
+    return [f"tar --zstd -tvf {copy}", f"mkdir {d.name} && tar --zstd -xf {copy} -C {d.name}"]
 
 
 def describe_processes(cell: str | None) -> list[dict[str, Any]]:
