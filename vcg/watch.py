@@ -199,6 +199,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             **(after := run.statistics()),
             "resident_bytes_before": before["resident_bytes"],
         }
+    result["snapshots"] = list(run.snapshots)  # with those that the end of the run has waited for
     spent_ns = sum(after["cpu_ns"][name] - before["cpu_ns"][name] for name in ("rtd", "orchestrator"))
     missed = {cause: sum(tally.causes[cause] for tally in watch.tallies.values()) for cause in Cause}
     cpu_share = result["clock_cpu_share"] = spent_ns / ticked_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from rich.console import Console
 
-from vcg import audit, config, plan, shm, snapshot, state
+from vcg import audit, config, plan, shm, snapshot, state, watch
 from vcg.attach import Attached
 from vcg.errors import RunError
 from vcg.linux import loop, mount, numa
@@ -377,6 +379,31 @@ def test_windows_that_nobody_was_there_for_are_no_occasion(resolve: Callable[...
         time.sleep(0.3)
         run.halt()
     assert run.snapshots == []
+
+
+def test_one_that_the_end_of_a_run_waits_for_is_part_of_its_result(
+    resolve: Callable[..., Plan], roots: Roots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashing = {"restart": {"policy": "on-failure", "limit": 3, "backoff": "1ms"}, "args": {"at": 20, "then": "abort"}}
+    stopped: list[int] = []
+
+    class Hindered(Run):
+        """Its snapshotter does nothing before the run is on its way down."""
+
+        def start(self) -> int:
+            stopped.append(self.service_pids["snapshotter"])
+            os.kill(stopped[0], signal.SIGSTOP)
+            return super().start()
+
+    def go_on(step: str) -> None:
+        if step == "snapshots":
+            os.kill(stopped[0], signal.SIGCONT)
+
+    monkeypatch.setattr(watch, "Run", lambda the_plan: Hindered(the_plan, on_step=go_on))
+    made = resolve("tmpfs", snapshot=["crash"], **crashing)
+    _, result = watch.follow(made, 1_000_000_000, Console(file=io.StringIO()), quiet=True)
+    (one,) = snapshot.listed(folder(roots))
+    assert [taken["path"] for taken in result["snapshots"]] == [str(one.path)]
 
 
 # ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
