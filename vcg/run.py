@@ -160,13 +160,15 @@ class Run:
         """Stop the ticks; on return every dimension is idle, and every process still alive.
 
         Raises:
-            RunError: a process of the run has ended, and why; or a dimension is still inside a window, long after its
-                end.
+            RunError: a process of the run has ended, and why; or the RTD does not obey, or a dimension is still inside
+                a window, long after its end.
         """
         self._send("halt")
         answer, _ = self._expect("halted")
         if self._deaths:
             raise RunError("; ".join(self._deaths))
+        if answer["is_ticking"]:
+            raise RunError("rtd: has not obeyed the order to stop the ticks: is it stopped, or kept off its CPU?")
         if answer["busy"]:
             raise RunError(f"{', '.join(answer['busy'])}: still inside a window long after its end")
 

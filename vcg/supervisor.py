@@ -532,7 +532,7 @@ class Supervisor:
         for life in self._lives.values():
             if life.may_be_launched_into or (life.is_stuck and not life.dimension.program):
                 self._record_absence(life)
-        self.client.answer({"event": "halted", "busy": busy})
+        self.client.answer({"event": "halted", "is_ticking": not has_stopped, "busy": busy})
 
     def _is_holding(self) -> bool:
         """Whether a dimension may be held for a snapshot."""

@@ -626,6 +626,14 @@ def test_a_service_that_the_run_cannot_do_without_stops_it(testbed: Testbed, vic
         story.until(lambda: False)
 
 
+def test_an_rtd_that_hangs_is_told_at_the_halt(testbed: Testbed) -> None:
+    """Alive, but it does nothing: the run has not had the windows that it seems to have had."""
+    words = "^rtd: has not obeyed the order to stop the ticks"
+    with pytest.raises(RunError, match=words), story_of(testbed(d1=HONEST)) as story:
+        os.kill(story.run.service_pids["rtd"], signal.SIGSTOP)
+        story.run.halt()
+
+
 @pytest.mark.parametrize("victim", ["rtd", "orch"])
 def test_vcg_run_says_in_one_line_who_has_died_and_leaves_nothing(roots: Any, victim: str) -> None:
     places = ["--set", f"state_root={roots.state_root}", "--set", f"mount_root={roots.mount_root}"]
