@@ -2,7 +2,8 @@
 
 The snapshotter (``vcg.snapshotter``) is a process at normal priority, because copying takes its time. Here nothing ever
 waits for it, and nothing that it does, or fails to do, ends the run: when it dies, whatever it held is thawed, what it
-was asked for has failed, and the next one starts.
+was asked for has failed, and the next one starts. One that is at work and says nothing for longer than any copy takes
+(:meth:`Orders.mind`) hangs, and is killed: what it holds, and what waits for it, would wait for ever.
 
 Before it is asked, it need not be there: it is started for the first order, or at the beginning of a run in which it
 has to look out for something.
@@ -37,6 +38,8 @@ class Orders:
         began_ns: when the run began, CLOCK_MONOTONIC.
         sources: for each dimension what the snapshotter has to know, see :class:`vcg.snapshotter.Source`.
         tell: called with what is to be told to whoever began the run; must not wait, nor raise.
+        kill: ends the snapshotter of a pid, at once.
+        patience_s: so long it may say nothing while it is at work.
 
     Attributes:
         pid: of the snapshotter, the last that there was; 0 before the first.
@@ -48,12 +51,18 @@ class Orders:
         began_ns: int,
         sources: Mapping[str, dict[str, Any]],
         tell: Callable[[dict[str, Any]], None],
+        kill: Callable[[int], object],
+        patience_s: float,
     ) -> None:
         self.pid = 0
         self._begin = begin
         self._run_began_ns = began_ns
         self._sources = {name: dict(source) for name, source in sources.items()}
         self._tell = tell
+        self._kill = kill
+        self._patience_s = patience_s
+        self._is_at_work = False
+        self._heard_ns = 0
         self._socket: socket.socket | None = None
         self._epoll = select.epoll()
         self._untold: set[str] = set()
@@ -115,6 +124,8 @@ class Orders:
             service.send(self._socket, {"number": number, "dimension": name, "why": why, "process": process or {}})
         except OSError as error:
             raise RunError(f"{name}: the snapshotter cannot be asked for a snapshot: {error}") from error
+        if not self._open and not self._is_at_work:
+            self._heard_ns = time.monotonic_ns()
         self._open[number] = (name, why)
         return number
 
@@ -156,7 +167,20 @@ class Orders:
                 return
             self._take(message)
 
+    def mind(self) -> float | None:
+        """Give up a snapshotter that hangs; returns in how many seconds to look again, None if it has nothing to do."""
+        if self._socket is None or not (self._open or self._is_at_work):
+            return None
+        rest_s = self._patience_s - (time.monotonic_ns() - self._heard_ns) / 1e9
+        if rest_s > 0:
+            return rest_s
+        self._kill(self.pid)
+        self.lost(f"has said nothing for {self._patience_s:.0f} s and was killed")
+        return None
+
     def _take(self, message: dict[str, Any]) -> None:
+        self._heard_ns = time.monotonic_ns()
+        self._is_at_work = message["event"] == "step"  # also of what it does of its own accord
         if message["event"] == "step":
             self._tell(message)
         elif message["event"] == "declined":
@@ -181,6 +205,7 @@ class Orders:
         self._epoll.unregister(self._socket)
         self._socket.close()
         self._socket = None
+        self._is_at_work = False
         self._untold.clear()
         for name in self._sources:
             with contextlib.suppress(FileNotFoundError):

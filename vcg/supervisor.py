@@ -58,6 +58,9 @@ _PATIENCE_S = 0.01
 """Between two looks at a dimension that may not be launched yet."""
 _SNAPSHOT_S = 45.0
 """So long the end of a run, or of its ticks, waits for snapshots; its client waits longer for an answer."""
+_SILENCE_S = 30.0
+_SLOWEST_COPY_BPS = 1 << 20
+"""A snapshotter that says nothing for so long, and for as long as a copy takes at this rate, hangs."""
 _DISPENSABLE = ("relay", "gauges", orders.NAME)
 """Services that only serve readers: without them the run goes on."""
 _CONTROLLERS_OF = {"fifo": ("cpuset", "memory", "pids"), "other": ("cpu", "cpuset", "memory", "pids")}
@@ -269,7 +272,15 @@ class Supervisor:
         gauges_fd = self._await_service("gauges", gauges)
         self.regions += [gauges_fd, *status_fds]
         subjects = {d.name: self._subject(d, images.get(d.name)) for d in self.plan.dimensions}
-        self._orders = orders.Orders(self._begin_snapshotter, self._began_ns, subjects, self._tell_of_snapshot)
+        largest_bytes = max(d.storage_bytes for d in self.plan.dimensions)
+        self._orders = orders.Orders(
+            self._begin_snapshotter,
+            self._began_ns,
+            subjects,
+            self._tell_of_snapshot,
+            lambda pid: os.kill(pid, signal.SIGKILL),
+            _SILENCE_S + largest_bytes / _SLOWEST_COPY_BPS,
+        )
         if any(d.snapshot for d in self.plan.dimensions):
             self._orders.engage()
         requests = {
@@ -481,7 +492,7 @@ class Supervisor:
                 rest_s = self._door.rest_s()
                 if rest_s == 0 and self._door not in selector.get_map():
                     selector.register(self._door, selectors.EVENT_READ)
-                waits_s = [wait_s for wait_s in (rest_s or None, self._replace()) if wait_s is not None]
+                waits_s = [s for s in (rest_s or None, self._replace(), self._orders.mind()) if s is not None]
                 to_client = selectors.EVENT_WRITE if self.client.is_waiting else 0
                 selector.modify(self.client.socket, selectors.EVENT_READ | to_client)
                 for key, events in selector.select(min(waits_s, default=None)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vcg.errors import RunError
 from vcg.orders import KEPT, Orders
 
 Message = dict[str, Any]
+PATIENCE_S = 100.0
 
 
 class Bench:
@@ -28,7 +30,8 @@ class Bench:
             switch.parent.mkdir()
             switch.write_text("0")
         sources = {name: {"cell": str(switch.parent), "pid": 1} for name, switch in self.switches.items()}
-        self.orders = Orders(self.begin, 77, sources, self.told.append)
+        self.killed: list[int] = []
+        self.orders = Orders(self.begin, 77, sources, self.told.append, self.killed.append, PATIENCE_S)
 
     def begin(self) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -142,6 +145,66 @@ def test_a_snapshotter_that_does_not_listen_holds_nobody(bench: Bench) -> None:
     with pytest.raises(RunError, match="d1: the snapshotter cannot be asked"):
         for _ in range(10_000):
             bench.orders.order("d1", "demand")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets time go by, in seconds."""
+    now_ns = [time.monotonic_ns()]
+    monkeypatch.setattr(orders.time, "monotonic_ns", lambda: now_ns[0])
+
+    def pass_by(seconds: float) -> None:
+        now_ns[0] += round(seconds * 1e9)
+
+    return pass_by
+
+
+def test_one_that_hangs_over_an_order_is_killed_and_holds_nobody_any_more(
+    bench: Bench, clock: Callable[[float], None]
+) -> None:
+    assert bench.orders.mind() is None
+    number = bench.orders.order("d1", "death", {"code": -9})
+    bench.orders.hold("d1")
+    assert bench.orders.mind() == PATIENCE_S
+    clock(PATIENCE_S - 1)
+    assert bench.orders.mind() == pytest.approx(1)
+    assert bench.killed == []
+    clock(1)
+    assert bench.orders.mind() is None
+    assert bench.killed == [1001]
+    assert bench.switches["d1"].read_text() == "0"
+    error = "d1: the snapshotter has said nothing for 100 s and was killed before it was done"
+    assert bench.orders.result(number)["error"] == error  # type: ignore[index]
+    assert not bench.orders.is_open()
+    assert len(bench.theirs) == 2, "the next one is there"
+
+
+def test_each_word_of_it_is_a_sign_of_life_and_idleness_is_no_silence(
+    bench: Bench, clock: Callable[[float], None]
+) -> None:
+    number = bench.orders.order("d1", "demand")
+    for step in ("sync", "freeze", "copy"):
+        clock(PATIENCE_S - 1)
+        bench.say(event="step", name=f"snapshot {step}", dimension="d1")
+        assert bench.orders.mind() == PATIENCE_S
+    bench.say(event="snapshot", number=number, dimension="d1", why="demand", path="/x")
+    assert bench.orders.mind() is None
+    clock(10 * PATIENCE_S)
+    assert bench.orders.mind() is None
+    bench.orders.order("d2", "demand")
+    assert bench.orders.mind() == PATIENCE_S
+
+
+def test_one_that_hangs_over_what_it_does_of_its_own_accord_is_killed_too(
+    bench: Bench, clock: Callable[[float], None]
+) -> None:
+    bench.orders.engage()
+    bench.say(event="step", name="snapshot freeze", dimension="d2")
+    bench.switches["d2"].write_text("1")
+    clock(PATIENCE_S)
+    assert bench.orders.mind() is None
+    assert bench.killed == [1001]
+    assert bench.switches["d2"].read_text() == "0"
 
 
 def test_at_the_end_what_is_not_done_is_given_up_and_none_is_started_any_more(bench: Bench) -> None:
