@@ -21,7 +21,7 @@ _ENTER_ROOT_GROUP = (
 
 NEEDED_FOR = {
     "landlock": "a second wall around a dimension's files, whatever descriptor it gets hold of",
-    "landlock-scopes": "keeping abstract Unix sockets and signals inside; without it sockets cross between dimensions",
+    "landlock-scopes": "keeping abstract Unix sockets and signals inside; without it networks and uids of their own do",
     "seccomp": "refusing system calls to a dimension; without it there are TCP, System V IPC and keys between them",
     "cpu": "CPU weights of SCHED_OTHER dimensions; without it all weigh the same",
     "cpuset": "pinning by the kernel; without it by affinity and the filter of system calls",

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 from vcg import shm
 from vcg.dimension import Dimension
-from vcg.linux import futex, mount
+from vcg.linux import futex, landlock, mount
 from vcg.linux.libc import libc, syscall
 
 BAIT = "data/bait.json"
@@ -731,6 +731,11 @@ _AS_NEIGHBOUR = {"own uid": "EPERM", "dumpable": "EPERM", "landlock": "EPERM", *
 _AS_ROOT = {"uid": "EPERM", "capabilities": "EPERM", **_DENIED}
 _NOT_TOPPING = {"uid": "EACCES", "capabilities": "EACCES", **_DENIED}
 _NO_FAMILY = {"seccomp": "EAFNOSUPPORT"}
+_IS_SCOPED = landlock.abi() >= landlock.SCOPES_SINCE
+"""Whether Landlock keeps abstract sockets apart; where it does not, a network of its own does."""
+_NO_TCP = {"landlock": "EACCES"} if landlock.abi() >= landlock.TCP_SINCE else {}
+_NO_SOCKET = {"landlock": "EPERM"} if _IS_SCOPED else {"network": "ECONNREFUSED"}
+_NO_ROUTE = {} if _IS_SCOPED else {"network": "ENETUNREACH"}
 _AT_ROOT, _UNREAD = "arrived at its own root", "it may not read it"
 _NO_DIRECTORY = {"descriptors": "no directory is open", "landlock": "EACCES"}
 
@@ -750,7 +755,7 @@ ATTACKS = (
     Attack("02", "ptrace", trace, _AS_NEIGHBOUR),
     Attack("02", "process_vm_readv", read_memory, _AS_NEIGHBOUR),
     Attack("02", "pidfd_getfd", take_descriptor, _AS_NEIGHBOUR),
-    Attack("02", "signal", signal_neighbour, {"own uid": "EPERM", "landlock": "EPERM"}),
+    Attack("02", "signal", signal_neighbour, {"own uid": "EPERM", **({"landlock": "EPERM"} if _IS_SCOPED else {})}),
     Attack("02", "prlimit", read_limits, {"own uid": "EPERM"}),
     Attack("02", "setns", enter_namespace, {**_AS_ROOT, "landlock": "EPERM"}),
     Attack("02", "group_file", as_group, {"groups": "EACCES"}, needs="generous launcher"),
@@ -786,12 +791,14 @@ ATTACKS = (
         {"flags": _UNREAD, "no_new_privs": _UNREAD, "bounding": "EPERM"},
     ),
     Attack("03", "regained_by_exec", regain_by_exec, dict.fromkeys(("uid", "no_new_privs", "bounding"), _UNREAD)),
-    Attack("04", "abstract_socket", abstract_socket, {"landlock": "EPERM"}),
+    Attack(
+        "04", "abstract_socket", abstract_socket, {"landlock": "EPERM"} if _IS_SCOPED else {"network": "ECONNREFUSED"}
+    ),
     Attack("04", "shmat", shared_memory, _DENIED),
     Attack("04", "msgsnd", message_queue, _DENIED),
     Attack("04", "mq_open", posix_queue, {"landlock": "EACCES", **_DENIED}),
-    Attack("04", "tcp", tcp, {"landlock": "EACCES", **_NO_FAMILY}),
-    Attack("04", "udp", udp, _NO_FAMILY),
+    Attack("04", "tcp", tcp, {**_NO_TCP, **_NO_FAMILY, **_NO_ROUTE}),
+    Attack("04", "udp", udp, {**_NO_FAMILY, **_NO_ROUTE}),
     Attack("04", "vsock", vsock, _NO_FAMILY),
     Attack("04", "netlink", netlink, _NO_FAMILY),
     Attack("04", "packets", packets, {**_AS_ROOT, **_NO_FAMILY}),

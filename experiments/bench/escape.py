@@ -80,6 +80,7 @@ DEFENCES: dict[str, frozenset[str]] = {
     "capabilities": frozenset({"capabilities"}),
     "no_new_privs": frozenset({"no_new_privs"}),
     "landlock": frozenset({"landlock"}),
+    "network": frozenset({"network"}),
     "descriptors": frozenset({"descriptors"}),
     "seccomp": frozenset({"seccomp"}),
     "own uid": frozenset(),

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from vcg import storage, uids
-from vcg.linux import memory, mount, prctl, sandbox, seccomp
+from vcg.linux import landlock, memory, mount, netns, prctl, sandbox, seccomp
 from vcg.linux.libc import libc
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -260,6 +261,34 @@ def test_a_descriptor_of_the_host_is_not_inherited(confined: Any, in_child: Any,
         assert in_child(confined(act)) == "Bad file descriptor"
     finally:
         os.close(outside)
+
+
+@pytest.mark.parametrize(("has_namespaces", "expected"), [(True, "Connection refused"), (False, "connected")])
+def test_where_landlock_has_no_scopes_a_network_of_its_own_keeps_abstract_sockets_apart(
+    confined: Any, in_child: Any, monkeypatch: pytest.MonkeyPatch, has_namespaces: bool, expected: str
+) -> None:
+    """As on Linux 6.1, whose Landlock is of ABI 2."""
+    monkeypatch.setattr(landlock, "abi", lambda: 2)
+    monkeypatch.setattr(netns, "is_available", lambda: has_namespaces)
+    name = f"\0vcg-test-{os.getpid()}"
+
+    def act() -> str:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(name)
+            except OSError as error:
+                return error.strerror or ""
+            return "connected"
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen()
+        assert in_child(confined(act)) == expected
+
+
+def test_where_landlock_has_scopes_no_network_is_made(roots: Any) -> None:
+    names = [name for name, _ in sandbox.enclosure(roots.mount_root, ())]
+    assert ("network" in names) == (landlock.abi() < landlock.SCOPES_SINCE)
 
 
 def test_it_dies_with_its_parent(roots: Any, in_child: Any) -> None:

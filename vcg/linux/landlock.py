@@ -19,7 +19,7 @@ from vcg.linux.libc import syscall
 RENAMES_SINCE = 2
 SCOPES_SINCE = 6
 """The ABI from which abstract Unix sockets and signals can be kept inside."""
-_TCP_SINCE = 4
+TCP_SINCE = 4
 _SYS_CREATE_RULESET = 444
 _SYS_ADD_RULE = 445
 _SYS_RESTRICT_SELF = 446
@@ -60,7 +60,7 @@ def abi() -> int:
 def ruleset_of(version: int) -> tuple[int, int, int]:
     """Which rights to files, TCP and scopes an ABI lets us handle, as bit masks."""
     files = sum(rights for since, rights in _FILE_RIGHTS_OF.items() if since <= version)
-    tcp = _TCP_BIND_AND_CONNECT if version >= _TCP_SINCE else 0
+    tcp = _TCP_BIND_AND_CONNECT if version >= TCP_SINCE else 0
     return files, tcp, _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= SCOPES_SINCE else 0
 
 

@@ -22,7 +22,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vcg.linux import landlock, mount, prctl, seccomp
+from vcg.linux import landlock, mount, netns, prctl, seccomp
 
 Steps = list[tuple[str, Callable[[], object]]]
 """What is done, in this order, each under its name; a test leaves one out to see what it was good for."""
@@ -49,6 +49,8 @@ def take(steps: Steps) -> None:
 def enclosure(root: Path, devices: Sequence[str], binds: Sequence[str] = ()) -> Steps:
     """Make ``root`` (a mount point) all there is: own mount namespace, pivot, chroot.
 
+    Where Landlock cannot keep abstract Unix sockets apart (before Linux 6.12), a network of its own does.
+
     Args:
         devices: host paths of the device nodes to show under the same name; bind-mounted, never made.
         binds: host paths of files and directories to show under the same name, read-only.
@@ -57,6 +59,7 @@ def enclosure(root: Path, devices: Sequence[str], binds: Sequence[str] = ()) -> 
     return [
         ("session", os.setsid),
         ("namespace", mount.enter_private_namespace),
+        *([("network", netns.enter_own)] if landlock.abi() < landlock.SCOPES_SINCE and netns.is_available() else []),
         ("root", lambda: mount.bind(root, root)),
         ("flags", lambda: mount.mount("", root, flags=flags)),
         ("devices", lambda: _show(devices, root)),
