@@ -41,7 +41,7 @@ _MARGIN_S = 30.0
 """Room that the reference thread gets beyond the trial itself: bring-up of its process, halt, a busy host."""
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
-_RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
+RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
 _SHOWN_REFUSALS = 20
 
 Records = np.ndarray[Any, np.dtype[np.void]]
@@ -159,7 +159,7 @@ def believable(raw: bytes, dimension: DimensionPlan, start_ns: int, before_ns: i
         The records that are believed, with those of the last windows, which began before ``before_ns``; and for each
         of the others why it is not.
     """
-    found = np.frombuffer(raw, dtype=_RECORD)
+    found = np.frombuffer(raw, dtype=RECORD)
     count = planned_count(dimension, before_ns - start_ns)
     there = (found["window"] >= 0) & (found["window"] < count)
     planned = planned_ns(dimension, count, start_ns)[np.where(there, found["window"], 0)] if count else found["window"]
@@ -211,7 +211,7 @@ def _dimension_rows(
     count = planned_count(dimension, warmup_ns + duration_ns)
     planned = planned_ns(dimension, count, start_ns)
     found = found[found["window"] < count]
-    rows = np.zeros(count, dtype=_RECORD)
+    rows = np.zeros(count, dtype=RECORD)
     rows[found["window"]] = found
     recorded = np.zeros(count, dtype=bool)
     recorded[found["window"]] = True

@@ -8,11 +8,36 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from math import ceil
+from typing import NamedTuple
 
 from vcg import shm
 from vcg.plan import Plan
+from vcg.shm import State
 
 _RECORD_BYTES = shm.WINDOW_WORDS * shm.WORD
+
+
+class WindowRecord(NamedTuple):
+    """One window, as its dimension left it; what the fields say stands at ``shm.WINDOW``."""
+
+    window: int
+    epoch: int
+    outcome: int
+    planned_ns: int
+    wake_ns: int
+    entry_ns: int
+    finish_ns: int
+    budget_ns: int
+    used_ns: int
+    expires_ns: int
+    phase_ppb: int
+    cause: int
+
+
+def windows_of(raw: bytes) -> list[WindowRecord]:
+    """The windows of one dimension, as :meth:`Regions.drain` gives them."""
+    words = memoryview(raw).cast("q").tolist()
+    return [WindowRecord(*words[at : at + shm.WINDOW_WORDS]) for at in range(0, len(words), shm.WINDOW_WORDS)]
 
 
 class Regions:
@@ -69,6 +94,20 @@ class Regions:
             self.records_lost[name] += first - seen + overtaken
             self._drained[name] = head
         return fresh
+
+    def unrecorded(self) -> dict[str, int]:
+        """How many published windows of each dimension nobody has left a record of.
+
+        After the ticks have stopped, only one has some that was still inside an earlier window then.
+        """
+        head_at = shm.STATUS_HEADER.at("head")
+        published = {d.name: self.ticks[shm.LATEST_AT + d.index] + 1 for d in self.plan.dimensions}
+        return {name: max(0, many - self.status[name][head_at]) for name, many in published.items()}
+
+    def finished(self) -> list[str]:
+        """The dimensions whose program has done its work and ended; their windows go by without it."""
+        state_at = shm.STATUS_HEADER.at("state")
+        return [d.name for d in self.plan.dimensions if d.program and self.status[d.name][state_at] == State.FINISHED]
 
     def begin_at(self, span_ns: int) -> None:
         """Let the next :meth:`drain` begin with the windows of this last span of time, as far as the rings hold them.

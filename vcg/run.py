@@ -201,8 +201,8 @@ class Run:
     def drain(self) -> dict[str, bytes]:
         """Window records since the last call, in order, as they lie in shared memory (``shm.WINDOW``).
 
-        A ring holds 8192 windows of its dimension; what was overwritten before it was read is counted in
-        ``records_lost``.
+        :func:`vcg.regions.windows_of` reads them. A ring holds 8192 windows of its dimension; what was overwritten
+        before it was read is counted in ``records_lost``.
         """
         return self.regions.drain()
 

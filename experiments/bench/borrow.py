@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import trial
 from experiments.bench import runtime
 from experiments.bench.figures import Benchmark, Figure, Limit, Progress, comparison, figure, interleave
-from vcg import shm
 from vcg.plan import Plan
 from vcg.run import Run
 
@@ -27,7 +27,6 @@ PEER = "the same without borrowing"
 YIELD, BACK = Limit(least=0.95), Limit(most=2)
 BUSY, REST = 10, 90
 """The lender's windows of work and of rest."""
-_RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
 
 
 def measure(runs: int, seconds: float, progress: Progress) -> list[Figure]:
@@ -73,7 +72,7 @@ def ours(plan: Plan, seconds: float) -> tuple[float, float, float]:
         finally:
             os.close(fd)
     lender = plan.dimensions[1]
-    rows = np.frombuffer(records["d2"], dtype=_RECORD)
+    rows = np.frombuffer(records["d2"], dtype=trial.RECORD)
     return units / seconds, account["borrowed_ns"] / account["own_ns"], waited(rows, lender.credit_ns)
 
 

@@ -38,7 +38,6 @@ _UNDO_NS = 5_000_000_000
 _MARGIN_S = 30.0
 """Room that the reference thread gets beyond a run: bring-up, halt, a busy host."""
 _ENTERED = (shm.Outcome.DONE, shm.Outcome.OVERRUN)
-_RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
 
 
 @contextmanager
@@ -152,7 +151,7 @@ def keep(run: Run, seconds: float, each: Callable[[], None] = lambda: None) -> d
 
 def missed(raw: bytes, first: int) -> int:
     """How many windows of a dimension were never entered, from the ``first`` on."""
-    rows = np.frombuffer(raw, dtype=_RECORD)
+    rows = np.frombuffer(raw, dtype=trial.RECORD)
     return int(np.sum((rows["window"] >= first) & ~np.isin(rows["outcome"], _ENTERED)))
 
 
@@ -160,7 +159,7 @@ def lateness_ns(records: dict[str, bytes]) -> list[float]:
     """Lateness of every window of every dimension after the warm-up; infinite if it was never entered."""
     late: list[float] = []
     for raw in records.values():
-        rows = np.frombuffer(raw, dtype=_RECORD)
+        rows = np.frombuffer(raw, dtype=trial.RECORD)
         rows = rows[rows["window"] >= WARM_UP_WINDOWS]
         entered = np.isin(rows["outcome"], _ENTERED)
         late += np.where(entered, rows["entry_ns"] - rows["planned_ns"], np.inf).tolist()

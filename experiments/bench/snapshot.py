@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import trial
 from experiments.bench import markers, runtime
 from experiments.bench.figures import Benchmark, Figure, Progress, Tally, figure
 from vcg import shm, snapshot
@@ -44,7 +45,6 @@ FIRST_S, LAST_S = 0.1, 1.1
 """Between these two moments of a run its dimensions crash."""
 _PATIENCE_S = 60.0
 _POLL_S = 0.01
-_RECORD = np.dtype([(name, np.int64) for name in shm.WINDOW.fields])
 _ENTERED = (shm.Outcome.DONE, shm.Outcome.OVERRUN)
 
 
@@ -183,7 +183,7 @@ def crash(place: Path, many: int, chance: random.Random) -> list[Crash]:
 def examine(path: Path, how: str, records: bytes, told: Mapping[str, Any]) -> Crash:
     """Look into a snapshot of a dimension whose window records we have."""
     papers = snapshot.read_papers(path)
-    rows = np.frombuffer(records, dtype=_RECORD)
+    rows = np.frombuffer(records, dtype=trial.RECORD)
     synced = {int(window) for window in rows["window"][np.isin(rows["outcome"], _ENTERED)]}
     image = path / papers["contents"]["file"]
     content = _run(["debugfs", "-R", f"cat {markers.PATH}", str(image)]).stdout

@@ -1,4 +1,5 @@
-"""Forked children, for what a process can only do to itself: enter a cgroup, leave a namespace, give up its uid.
+"""Forked children, for what a process can only do to itself: enter a cgroup, leave a namespace, give up its uid;
+and whether a test has left something.
 
 A child reports over descriptor 1, because a sandbox closes all others but 0 to 2.
 """
@@ -9,14 +10,18 @@ import os
 import pickle
 import select
 import signal
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 
+from vcg import audit
+
 PATIENCE_S = 20
+SETTLE_S = 5
 
 
 class Staying(NamedTuple):
@@ -94,3 +99,28 @@ def in_child() -> Callable[[Callable[[], object]], Any]:
 def child_that() -> Callable[[Callable[[], object]], Any]:
     """``with child_that(act) as child:`` a forked child that has called ``act`` and stays until the block ends."""
     return stay
+
+
+@pytest.fixture
+def clean_host(roots: Any) -> Iterator[None]:
+    """Nothing of a run is left, of whatever kind."""
+    yield
+    assert left_after_a_while(roots) == []
+
+
+@pytest.fixture
+def clean_roots(roots: Any) -> Iterator[None]:
+    """Nothing is left below the roots; groups and processes may be another run's, and are for the suite to judge."""
+    yield
+    assert left_after_a_while(roots, {"loop", "mount", "socket", "file"}) == []
+
+
+def left_after_a_while(roots: Any, kinds: Collection[str] = ()) -> list[audit.Leftover]:
+    """What a test has left; a process that init has yet to reap gets a moment."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        found = audit.leftovers(roots.state_root, roots.mount_root)
+        left = [item for item in found if not kinds or item.kind in kinds]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.01)

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from vcg import audit, config, plan, shm, warden
+from vcg import config, plan, shm, warden
 from vcg.linux import mount, numa
 from vcg.plan import Plan
 from vcg.run import Run
 from vcg.warden import Standing, Turnkey
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_host")
 
 HERE = str(Path(__file__).parent)
 PATIENCE_S = 20.0
@@ -48,15 +48,6 @@ def testbed(roots: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
         return plan.make(config.from_mapping(data), numa.observe())
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def clean_host(roots: Any) -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + 5
-    while (left := audit.leftovers(roots.state_root, roots.mount_root)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left == []
 
 
 def until(condition: Callable[[], bool], every_s: float = 0.005) -> bool:

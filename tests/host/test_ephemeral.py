@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from vcg import audit, config, plan, shm
+from vcg import config, plan, shm
 from vcg.linux import numa
 from vcg.plan import Plan
 from vcg.run import Run
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_roots")
 
 HERE = str(Path(__file__).parent)
 NAMES = ("d1", "d2")
@@ -43,19 +43,6 @@ def resolve(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan
         return plan.make(config.from_mapping(testbed), numa.observe())
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def clean_host(roots: Roots) -> Iterator[None]:
-    def left() -> list[audit.Leftover]:
-        found = audit.leftovers(roots.state_root, roots.mount_root)
-        return [item for item in found if item.kind in ("loop", "mount", "socket", "file")]
-
-    yield
-    deadline = time.monotonic() + 5
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left() == []
 
 
 class Seen(NamedTuple):

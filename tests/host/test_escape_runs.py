@@ -7,7 +7,7 @@ that it holds and a process that it leaves behind. The clients of line 10 are in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import pytest
 
 from experiments.bench import forgeries, sieges
 from experiments.bench.sieges import AFTER, FORGERIES, SIEGES, STOPPED, Siege
-from vcg import audit, config, plan, shm
+from vcg import config, plan, shm
 from vcg.errors import RunError
 from vcg.linux import numa
 from vcg.plan import Plan
@@ -23,7 +23,7 @@ from vcg.rounds import Desk
 from vcg.run import Run
 from vcg.shm import Outcome
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_roots")
 
 BAD = "d5"
 PATIENCE_S = 60
@@ -47,21 +47,6 @@ def planned(roots: Roots) -> Callable[..., Plan]:
         return plan.make(config.load("default", {**places, **overrides}), numa.observe())
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def clean_host(roots: Roots) -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + 5
-    while (left := ours(roots)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left == []
-
-
-def ours(roots: Roots) -> list[audit.Leftover]:
-    """What is left of this test's roots, and of processes under the uids of this test; other runs may go on."""
-    left = audit.leftovers(roots.state_root, roots.mount_root)
-    return [item for item in left if item.kind in ("loop", "mount", "socket", "file")]
 
 
 def wait_for(condition: Callable[[], object], what: str) -> Any:

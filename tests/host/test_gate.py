@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -19,11 +19,12 @@ from vcg.attach import Attached
 from vcg.errors import RunError
 from vcg.linux import cgroup, numa
 from vcg.plan import Plan
+from vcg.regions import WindowRecord, windows_of
 from vcg.run import Run
 from vcg.shm import Outcome, State
 from vcg.state import StateRoot
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_host")
 
 BINDS = ["/usr", "/lib", "/lib64"]
 CPU = max(os.sched_getaffinity(0))
@@ -37,21 +38,6 @@ NULL = ["/dev/null"]
 class Roots(Protocol):
     state_root: Path
     mount_root: Path
-
-
-class Row(NamedTuple):
-    window: int
-    epoch: int
-    outcome: int
-    planned_ns: int
-    wake_ns: int
-    entry_ns: int
-    finish_ns: int
-    budget_ns: int
-    used_ns: int
-    expires_ns: int
-    phase_ppb: int
-    cause: int
 
 
 Resolve = Callable[..., Plan]
@@ -69,16 +55,6 @@ def resolve(roots: Roots) -> Resolve:
         return plan.make(config.from_mapping(document), numa.observe())
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def clean_host(roots: Roots) -> Iterator[None]:
-    """Nothing is left; a process that init has yet to reap gets a moment."""
-    yield
-    deadline = time.monotonic() + 5
-    while (left := audit.leftovers(roots.state_root, roots.mount_root)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left == []
 
 
 def group_of(run: Run) -> Path:
@@ -114,9 +90,8 @@ def lines_of(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def windows_of(run: Run) -> list[Row]:
-    words = memoryview(run.drain()["d1"]).cast("q").tolist()
-    return [Row(*words[at : at + shm.WINDOW_WORDS]) for at in range(0, len(words), shm.WINDOW_WORDS)]
+def drained(run: Run) -> list[WindowRecord]:
+    return windows_of(run.drain()["d1"])
 
 
 def state_of(run: Run) -> State:
@@ -183,7 +158,7 @@ def test_what_a_program_uses_is_what_the_kernel_accounts_and_what_it_is_charged_
         run.halt()
         wait_for(run, group.is_frozen)
         accounted_ns = group.usage_ns() - before_ns
-        rows = windows_of(run)
+        rows = drained(run)
         account = run.statistics()["tokens"]["d1"]
     entered = [row for row in rows if row.outcome in (Outcome.DONE, Outcome.OVERRUN)]
     used_ns = sum(row.used_ns for row in entered)
@@ -255,7 +230,7 @@ def test_a_program_that_waits_uses_nothing_and_its_windows_are_done(resolve: Res
         reached = run.ticks[shm.LATEST_AT] + 2
         wait_for(run, lambda: run.ticks[shm.LATEST_AT] >= reached + 10)
         run.halt()
-        rows = [row for row in windows_of(run) if row.window >= reached and row.outcome == Outcome.DONE]
+        rows = [row for row in drained(run) if row.window >= reached and row.outcome == Outcome.DONE]
     assert rows
     for row in rows:
         assert row.used_ns <= row.budget_ns
@@ -357,7 +332,7 @@ def test_a_program_that_has_done_its_work_leaves_a_finished_dimension_whose_wind
         reached = run.ticks[shm.LATEST_AT] + 2
         wait_for(run, lambda: run.ticks[shm.LATEST_AT] >= reached + 5)
         run.halt()
-        rows = [row for row in windows_of(run) if row.window >= reached]
+        rows = [row for row in drained(run) if row.window >= reached]
         run.check()
     assert len(rows) >= 5
     assert {row.used_ns for row in rows} == {0}

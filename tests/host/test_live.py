@@ -11,24 +11,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from vcg import audit, config, gauges, plan, service, shm, state, top
+from vcg import config, gauges, plan, service, shm, state, top
 from vcg.attach import Attached, Change
 from vcg.control import CLIENTS, REQUEST_BYTES
 from vcg.errors import RunError
 from vcg.gauges import ABSENT, Sample
 from vcg.linux import cgroup, numa
 from vcg.plan import Plan
+from vcg.regions import windows_of
 from vcg.run import Run
 from vcg.shm import Phase
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_roots")
 
 VCG = str(Path(sys.executable).with_name("vcg"))
 NAMES = [f"d{number}" for number in range(1, 10)]
@@ -61,21 +62,6 @@ def resolve(roots: Roots) -> Callable[..., Plan]:
     return make
 
 
-@pytest.fixture(autouse=True)
-def clean_host(roots: Roots) -> Iterator[None]:
-    """Nothing is left in this test's roots; processes and cgroups are looked for after the last test."""
-
-    def left() -> list[audit.Leftover]:
-        found = audit.leftovers(roots.state_root, roots.mount_root)
-        return [item for item in found if item.kind in ("loop", "mount", "socket", "file")]
-
-    yield
-    deadline = time.monotonic() + 5
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left() == []
-
-
 def vcg(roots: Roots, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A command about this test's run."""
     command = [VCG, *arguments, "--state-root", str(roots.state_root)]
@@ -89,12 +75,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def windows(raw: bytes) -> list[dict[str, int]]:
-    words = memoryview(raw).cast("q").tolist()
-    rows = [words[at : at + shm.WINDOW_WORDS] for at in range(0, len(words), shm.WINDOW_WORDS)]
-    return [dict(zip(shm.WINDOW.fields, row, strict=True)) for row in rows]
 
 
 def connect(roots: Roots) -> socket.socket:
@@ -206,7 +186,7 @@ def test_a_new_amplitude_is_in_the_tokens_of_the_next_window_but_one(
             credits_ns = attached.regions.credits_ns()
         time.sleep(0.5)
         run.halt()
-        rows = {name: windows(raw) for name, raw in run.drain().items()}
+        rows = {name: windows_of(raw) for name, raw in run.drain().items()}
         dimensions, (retuned,) = run.plan.dimensions, run.retuned
     neighbours = {d.name for d in dimensions if d.cpus == dimensions[3].cpus}
     assert set(changes) == neighbours
@@ -214,8 +194,8 @@ def test_a_new_amplitude_is_in_the_tokens_of_the_next_window_but_one(
     assert changes["d4"].credit_ns > changes["d4"].credit_before_ns
     assert credits_ns == {d.name: plan.retuned(run.plan, {"d4": 2.5})[d.index] for d in dimensions}
     for d in dimensions:
-        budgets = {row["window"]: row["budget_ns"] for row in rows[d.name] if row["entry_ns"]}
-        later = [row["window"] for row in rows[d.name] if row["planned_ns"] > retuned["at_ns"]]
+        budgets = {row.window: row.budget_ns for row in rows[d.name] if row.entry_ns}
+        later = [row.window for row in rows[d.name] if row.planned_ns > retuned["at_ns"]]
         assert {budgets[n] for n in budgets if n < later[0]} == {d.credit_ns}
         assert {budgets[n] for n in budgets if n > later[1]} == {credits_ns[d.name]}
         assert budgets.get(later[1], credits_ns[d.name]) == credits_ns[d.name]
@@ -246,9 +226,9 @@ def test_amplitudes_can_be_changed_before_the_start_but_not_after_the_last_tick(
         run.halt()
         with pytest.raises(RunError, match="has stopped ticking"):
             attached.set_amplitudes({"d4": 1})
-        rows = windows(run.drain()["d4"])
+        rows = windows_of(run.drain()["d4"])
         assert attached.regions.amplitudes()["d4"] == 2.5
-    assert {row["budget_ns"] for row in rows if row["entry_ns"]} == {credit_ns}
+    assert {row.budget_ns for row in rows if row.entry_ns} == {credit_ns}
 
 
 @pytest.mark.parametrize(
@@ -346,9 +326,9 @@ def test_no_client_stops_a_run(resolve: Callable[..., Plan], roots: Roots) -> No
         for client in clients:
             client.close()
         run.halt()
-        rows = {name: windows(raw) for name, raw in run.drain().items()}
+        rows = {name: windows_of(raw) for name, raw in run.drain().items()}
     for name in NAMES:
-        assert [row["window"] for row in rows[name]] == list(range(len(rows[name])))
+        assert [row.window for row in rows[name]] == list(range(len(rows[name])))
 
 
 def test_when_too_many_are_attached_the_next_is_told_why(resolve: Callable[..., Plan], roots: Roots) -> None:

@@ -16,20 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from vcg import audit, config, plan, shm
+from vcg import config, plan, shm
 from vcg.attach import Attached
 from vcg.errors import RunError
 from vcg.linux import cgroup, mount, numa
 from vcg.plan import Plan
+from vcg.regions import WindowRecord, windows_of
 from vcg.run import Run
 from vcg.shm import Cause, Outcome, State
 from vcg.warden import Standing
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_roots")
 
 HERE = str(Path(__file__).parent)
 VCG = str(Path(sys.executable).with_name("vcg"))
@@ -40,21 +41,6 @@ HONEST = {"workload": "spin", "args": {"share": 0.2}}
 SHELL = {"gate": "freezer", "binds": ["/usr", "/lib", "/lib64"], "devices": ["/dev/null"], "restart": AGAIN}
 SPIN = "while :; do :; done"
 Testbed = Callable[..., Plan]
-
-
-class Row(NamedTuple):
-    window: int
-    epoch: int
-    outcome: int
-    planned_ns: int
-    wake_ns: int
-    entry_ns: int
-    finish_ns: int
-    budget_ns: int
-    used_ns: int
-    expires_ns: int
-    phase_ppb: int
-    cause: int
 
 
 class Story:
@@ -68,9 +54,8 @@ class Story:
         for name, fresh in self.run.drain().items():
             self.raw[name] += fresh
 
-    def rows(self, name: str) -> list[Row]:
-        words = memoryview(self.raw[name]).cast("q").tolist()
-        return [Row(*words[at : at + shm.WINDOW_WORDS]) for at in range(0, len(words), shm.WINDOW_WORDS)]
+    def rows(self, name: str) -> list[WindowRecord]:
+        return windows_of(self.raw[name])
 
     def until(self, condition: Callable[[], object]) -> None:
         """Let it go on until something holds.
@@ -140,21 +125,6 @@ def testbed(roots: Any, monkeypatch: pytest.MonkeyPatch) -> Testbed:
     return make
 
 
-@pytest.fixture(autouse=True)
-def clean_roots(roots: Any) -> Iterator[None]:
-    """Nothing is left below the roots; groups and processes may be another run's, and are for the suite to judge."""
-    yield
-
-    def left() -> list[audit.Leftover]:
-        found = audit.leftovers(roots.state_root, roots.mount_root)
-        return [item for item in found if item.kind not in ("cgroup", "process")]
-
-    deadline = time.monotonic() + 5
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left() == []
-
-
 @contextmanager
 def story_of(the_plan: Plan) -> Iterator[Story]:
     """A run that has gone on for a while."""
@@ -172,7 +142,7 @@ def assert_one_record_each(story: Story) -> None:
     assert not any(story.run.records_lost.values())
 
 
-def causes(rows: list[Row]) -> list[int]:
+def causes(rows: list[WindowRecord]) -> list[int]:
     return [row.cause for row in rows if row.outcome == Outcome.MISSED]
 
 

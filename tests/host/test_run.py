@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -24,11 +24,12 @@ from vcg import audit, config, plan, shm, state
 from vcg.errors import RunError
 from vcg.linux import loop, mount, numa
 from vcg.plan import Plan
+from vcg.regions import WindowRecord, windows_of
 from vcg.run import Run
 from vcg.shm import Cause, Outcome
 from vcg.state import StateRoot
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "clean_host")
 
 HERE = str(Path(__file__).parent)
 
@@ -36,21 +37,6 @@ HERE = str(Path(__file__).parent)
 class Roots(Protocol):
     state_root: Path
     mount_root: Path
-
-
-class Row(NamedTuple):
-    window: int
-    epoch: int
-    outcome: int
-    planned_ns: int
-    wake_ns: int
-    entry_ns: int
-    finish_ns: int
-    budget_ns: int
-    used_ns: int
-    expires_ns: int
-    phase_ppb: int
-    cause: int
 
 
 @pytest.fixture
@@ -66,27 +52,12 @@ def resolve(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan
     return make
 
 
-@pytest.fixture(autouse=True)
-def clean_host(roots: Roots) -> Iterator[None]:
-    """Nothing is left; a process that init has yet to reap gets a moment."""
-    yield
-    deadline = time.monotonic() + 5
-    while (left := audit.leftovers(roots.state_root, roots.mount_root)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left == []
-
-
-def rows_of(raw: bytes) -> list[Row]:
-    words = memoryview(raw).cast("q").tolist()
-    return [Row(*words[at : at + shm.WINDOW_WORDS]) for at in range(0, len(words), shm.WINDOW_WORDS)]
-
-
-def ran(run: Run, seconds: float) -> dict[str, list[Row]]:
+def ran(run: Run, seconds: float) -> dict[str, list[WindowRecord]]:
     """Start, run, halt; every record of every dimension."""
     run.start()
     time.sleep(seconds)
     run.halt()
-    return {name: rows_of(raw) for name, raw in run.drain().items()}
+    return {name: windows_of(raw) for name, raw in run.drain().items()}
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -336,6 +307,7 @@ def test_a_supervisor_that_ends_during_the_bring_up_leaves_nothing(
 SCRIPT = """
 import sys, time
 from vcg.plan import Plan
+from vcg.regions import WindowRecord, windows_of
 from vcg.run import Run
 with Run(Plan.from_json(open(sys.argv[1]).read())) as run:
     run.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pytest
 
 from vcg import config, plan, shm
 from vcg.plan import HostShape
-from vcg.regions import Regions
+from vcg.regions import Regions, WindowRecord, windows_of
 
 SLOTS = shm.WINDOW_SLOTS
 MADE = plan.make(config.load("tmpfs"), HostShape((0, 1), {0: 0, 1: 0}))
@@ -20,6 +21,7 @@ class Owned(NamedTuple):
     """The regions of a run as their owners see them, and as a reader does."""
 
     control: memoryview
+    ticks: memoryview
     tokens: memoryview
     status: dict[str, memoryview]
     read: Regions
@@ -29,9 +31,14 @@ class Owned(NamedTuple):
 def owned() -> Iterator[Owned]:
     sizes = [shm.CONTROL_BYTES, shm.TICKS_BYTES, shm.TOKENS_BYTES, shm.GAUGES_BYTES]
     made = [shm.create("vcg-test", size) for size in [*sizes, *[shm.STATUS_BYTES] * len(MADE.dimensions)]]
-    control, _, tokens, _, *status = (words for _, words in made)
+    control, ticks, tokens, _, *status = (words for _, words in made)
+    ticks[shm.LATEST_AT : shm.LATEST_AT + len(MADE.dimensions)] = memoryview(
+        struct.pack(f"={len(MADE.dimensions)}q", *[-1] * len(MADE.dimensions))
+    ).cast("q")
     regions = Regions(MADE, [fd for fd, _ in made])
-    yield Owned(control, tokens, {d.name: page for d, page in zip(MADE.dimensions, status, strict=True)}, regions)
+    yield Owned(
+        control, ticks, tokens, {d.name: page for d, page in zip(MADE.dimensions, status, strict=True)}, regions
+    )
     regions.release()
 
 
@@ -43,22 +50,22 @@ def report(status: memoryview, windows: range) -> None:
         status[head_at] += 1
 
 
-def windows_of(raw: bytes) -> list[int]:
+def numbers_of(raw: bytes) -> list[int]:
     return memoryview(raw).cast("q").tolist()[:: shm.WINDOW_WORDS]
 
 
 def test_every_record_is_drained_once(owned: Owned) -> None:
     report(owned.status["d4"], range(5))
-    assert windows_of(owned.read.drain()["d4"]) == [0, 1, 2, 3, 4]
+    assert numbers_of(owned.read.drain()["d4"]) == [0, 1, 2, 3, 4]
     report(owned.status["d4"], range(5, 7))
-    assert windows_of(owned.read.drain()["d4"]) == [5, 6]
-    assert windows_of(owned.read.drain()["d4"]) == []
+    assert numbers_of(owned.read.drain()["d4"]) == [5, 6]
+    assert numbers_of(owned.read.drain()["d4"]) == []
     assert owned.read.records_lost["d4"] == 0
 
 
 def test_records_that_were_overwritten_are_counted(owned: Owned) -> None:
     report(owned.status["d4"], range(SLOTS + 100))
-    fresh = windows_of(owned.read.drain()["d4"])
+    fresh = numbers_of(owned.read.drain()["d4"])
     assert fresh == list(range(101, SLOTS + 100))  # the slot after the newest may be in the hands of its writer
     assert owned.read.records_lost["d4"] == 101
 
@@ -68,15 +75,15 @@ def test_who_attaches_later_begins_with_the_last_span(owned: Owned) -> None:
     report(owned.status["d1"], range(2))
     owned.read.begin_at(60_000_000)
     fresh = owned.read.drain()
-    assert windows_of(fresh["d4"]) == list(range(90, 100))  # windows of 6 ms
-    assert windows_of(fresh["d1"]) == [0, 1]
+    assert numbers_of(fresh["d4"]) == list(range(90, 100))  # windows of 6 ms
+    assert numbers_of(fresh["d1"]) == [0, 1]
     assert sum(owned.read.records_lost.values()) == 0
 
 
 def test_a_span_longer_than_the_ring_is_all_that_the_ring_holds(owned: Owned) -> None:
     report(owned.status["d4"], range(SLOTS + 50))
     owned.read.begin_at(3600 * 10**9)
-    assert windows_of(owned.read.drain()["d4"]) == list(range(51, SLOTS + 50))
+    assert numbers_of(owned.read.drain()["d4"]) == list(range(51, SLOTS + 50))
     assert owned.read.records_lost["d4"] == 0
 
 
@@ -84,7 +91,7 @@ def test_a_span_longer_than_the_ring_is_all_that_the_ring_holds(owned: Owned) ->
 def test_a_head_out_of_range_yields_no_more_than_a_ring(owned: Owned, head: int) -> None:
     owned.status["d4"][shm.STATUS_HEADER.at("head")] = head
     owned.read.begin_at(10**9)
-    assert len(windows_of(owned.read.drain()["d4"])) < SLOTS
+    assert len(numbers_of(owned.read.drain()["d4"])) < SLOTS
 
 
 def test_accounts_amplitudes_and_credits_are_told_by_name(owned: Owned) -> None:
@@ -109,3 +116,19 @@ def test_the_descriptors_are_not_kept() -> None:
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+
+def test_windows_that_were_published_but_left_no_record_are_told(owned: Owned) -> None:
+    owned.ticks[shm.LATEST_AT + 3] = 9
+    report(owned.status["d4"], range(4))
+    assert owned.read.unrecorded() == {d.name: 6 if d.name == "d4" else 0 for d in MADE.dimensions}
+    owned.status["d4"][shm.STATUS_HEADER.at("head")] = 1 << 40
+    assert owned.read.unrecorded()["d4"] == 0, "what a dimension writes is not believed beyond that"
+
+
+def test_a_window_is_read_as_it_is_laid_out() -> None:
+    assert WindowRecord._fields == shm.WINDOW.fields
+    words = list(range(2 * shm.WINDOW_WORDS))
+    first, second = windows_of(struct.pack(f"={len(words)}q", *words))
+    assert (first.window, first.cause, second.window) == (0, 11, 12)
+    assert windows_of(b"") == []
