@@ -245,10 +245,12 @@ def run(
     if floor.window_floor_ns() is None:
         print("measuring the shortest window that this host sustains, once; some seconds …", file=sys.stderr)
     made = plan_here(resolved)
-    interrupted, result = watch.follow(made, length_ns, _console(), quiet=as_json)
+    ending = watch.follow(made, length_ns, _console(), quiet=as_json)
     if as_json:
-        print(json.dumps(result, indent=2))
-    if interrupted and length_ns is not None:
+        print(json.dumps(ending.result, indent=2))
+    if ending.failure:
+        raise ending.failure
+    if ending.interrupted and length_ns is not None:
         raise typer.Exit(130)
 
 

@@ -38,7 +38,9 @@ from vcg import control, orders, service, shm, storage, uids
 from vcg.dimension import Dimension
 from vcg.errors import RunError
 from vcg.linux import cgroup, memory, mount, openat2, prctl, sandbox, sched
+from vcg.lookout import oom_kills
 from vcg.plan import DimensionPlan, Plan, retuned
+from vcg.quantities import format_size
 from vcg.shm import Phase, State
 from vcg.state import StateRoot, attempt, lock_mount_root
 from vcg.succession import Succession
@@ -156,6 +158,7 @@ class Supervisor:
         self._control: service.Control | None = None
         self._door: control.Door | None = None
         self._orders: orders.Orders | None = None
+        self._oom_kills: dict[str, int] = {}
         self._began_ns = time.monotonic_ns()
         self._plan_fd = -1
         self._epoch = 0
@@ -416,7 +419,7 @@ class Supervisor:
                 if page[state_at] == State.FAILED:
                     raise RunError(f"{name}: {shm.read_message(page)}")
                 if page[state_at] != State.READY and _has_ended(self._child(name)):
-                    raise RunError(f"{name} ended while it was starting")
+                    raise RunError(f"{name} ended while it was starting{self._shortage(name)}")
             waiting = [name for name in waiting if shm.peek(status_fds[name])[state_at] != State.READY]
             if time.monotonic() > deadline:
                 names = ", ".join(waiting)
@@ -443,18 +446,33 @@ class Supervisor:
     def _subject(self, d: DimensionPlan, image: Path | None) -> dict[str, Any]:
         """What a snapshot of a dimension takes, see :class:`vcg.snapshotter.Source`."""
         group = self._groups[d.name]
-        memory, device = group.directory("memory"), self.loops.get(d.name)
-        memory_file = "memory.events" if group.hierarchies.backend("memory") == "v2" else "memory.oom_control"
+        device = self.loops.get(d.name)
         return {
             "root": str(self._mount_root / d.name),
             "image": image and str(image),
             "device": device and Path("/sys/dev/block/{}:{}".format(*device)).resolve().name,
             "group": "/".join(group.directories[0].parts[-2:]) if group.directories else d.name,
             "cell": group.cell and str(group.cell),
-            "memory": memory and str(memory / memory_file),
+            "memory": self._memory_events(d.name),
             "pid": self._child(d.name).pid,
             "generation": 1,
         }
+
+    def _memory_events(self, name: str) -> str | None:
+        """The file that counts what the kernel has killed in a dimension for want of memory."""
+        group = self._groups[name]
+        memory = group.directory("memory")
+        file = "memory.events" if group.hierarchies.backend("memory") == "v2" else "memory.oom_control"
+        return None if memory is None else str(memory / file)
+
+    def _shortage(self, name: str) -> str:
+        """Whether the kernel has killed something in a dimension for want of memory since it was last asked."""
+        kills = oom_kills(self._memory_events(name)) or 0
+        if kills <= self._oom_kills.get(name, 0):
+            return ""
+        self._oom_kills[name] = kills
+        (limit_bytes,) = (d.memory_bytes for d in self.plan.dimensions if d.name == name)
+        return f", short of memory (at most {format_size(limit_bytes)})"
 
     def _begin_snapshotter(self) -> tuple[int, socket.socket]:
         control_fd, ticks_fd, tokens_fd, _, *status_fds = self.regions
@@ -656,6 +674,8 @@ class Supervisor:
         """
         said = shm.read_message(child.status) if child.status is not None else ""
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
+        if child.name in self._groups:
+            how += self._shortage(child.name)
         self.children.remove(child)
         self._selector.unregister(child.pidfd)
         os.close(child.pidfd)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import compress
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,16 +21,19 @@ from rich.table import Table
 from rich.text import Text
 
 from vcg import histogram, shm, unit
+from vcg.errors import RunError
+from vcg.lookout import is_alive
 from vcg.plan import DimensionPlan, Plan
 from vcg.printable import printable
 from vcg.quantities import format_duration, show_duration
 from vcg.run import Run, told_of
-from vcg.shm import Cause, Outcome
+from vcg.shm import Cause, Outcome, Phase
 
 REDRAW_PER_S = 2
 _DRAIN_S = 0.1
 
 _OUTCOME, _PLANNED = shm.WINDOW.at("outcome"), shm.WINDOW.at("planned_ns")
+_PHASE = shm.TICKS_HEADER.at("phase")
 _CAUSE = shm.WINDOW.at("cause")
 _ENTRY, _BUDGET, _USED = shm.WINDOW.at("entry_ns"), shm.WINDOW.at("budget_ns"), shm.WINDOW.at("used_ns")
 QUANTILES = {"p50": 0.5, "p99": 0.99}
@@ -43,6 +46,7 @@ class Tally:
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.causes = dict.fromkeys(Cause, 0)
         self.refused = 0
+        self.unrecorded = 0
         self.lateness: dict[int, int] = {}
         self.budget_ns = self.used_ns = 0
         self.lateness_max_ns = 0
@@ -84,6 +88,7 @@ class Tally:
             for bucket, count in part.lateness.items():
                 total.lateness[bucket] = total.lateness.get(bucket, 0) + count
             total.refused += part.refused
+            total.unrecorded += part.unrecorded
             total.budget_ns += part.budget_ns
             total.used_ns += part.used_ns
             total.lateness_max_ns = max(total.lateness_max_ns, part.lateness_max_ns)
@@ -91,7 +96,11 @@ class Tally:
 
     @property
     def windows(self) -> int:
-        return sum(self.outcomes.values())
+        return sum(self.outcomes.values()) + self.unrecorded
+
+    @property
+    def missed(self) -> int:
+        return self.outcomes[Outcome.MISSED] + self.unrecorded
 
     def lateness_ns(self, share: float) -> int | None:
         """A quantile of the lateness: the upper bound of its bucket; None before the first window."""
@@ -100,8 +109,9 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """The tally as plain data; names carry the units."""
-        counts = {outcome.name.lower(): count for outcome, count in self.outcomes.items()}
+        counts = {outcome.name.lower(): count for outcome, count in self.outcomes.items()} | {"missed": self.missed}
         causes = {f"missed_{cause.name.lower()}": self.causes[cause] for cause in Cause if cause is not Cause.NONE}
+        causes["missed_unrecorded"] = self.unrecorded
         quantiles = {f"lateness_{name}_ns": self.lateness_ns(share) for name, share in QUANTILES.items()}
         worst = {"lateness_max_ns": self.lateness_max_ns if self.lateness else None}
         return {
@@ -127,6 +137,11 @@ class Watch:
         for name, records in drained.items():
             self.tallies[name].add(records)
 
+    def note_unrecorded(self, windows: Mapping[str, int]) -> None:
+        """Windows that nobody has left a record of, and nobody will: see :meth:`vcg.regions.Regions.unrecorded`."""
+        for name, many in windows.items():
+            self.tallies[name].unrecorded = many
+
     def table(self) -> Table:
         """For the terminal, at most 100 columns wide."""
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
@@ -141,7 +156,7 @@ class Watch:
 
 
 def _row(d: DimensionPlan, tally: Tally) -> list[str]:
-    counts = [tally.outcomes[outcome] for outcome in Outcome]
+    counts = [tally.missed if outcome is Outcome.MISSED else tally.outcomes[outcome] for outcome in Outcome]
     lateness = [*(tally.lateness_ns(share) for share in QUANTILES.values()), tally.lateness_max_ns or None]
     return [
         d.name,
@@ -153,76 +168,120 @@ def _row(d: DimensionPlan, tally: Tally) -> list[str]:
     ]
 
 
-def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) -> tuple[bool, dict[str, Any]]:
-    """Run a plan and show its tallies until the time is up, Ctrl-C or SIGTERM.
+class Ending(NamedTuple):
+    """How a run ended that somebody followed: by Ctrl-C or SIGTERM, or by a failure; and its result as plain data."""
+
+    interrupted: bool
+    failure: RunError | None
+    result: dict[str, Any]
+
+
+def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) -> Ending:
+    """Run a plan and show its tallies until the time is up, Ctrl-C or SIGTERM, or a failure.
+
+    What was seen until a failure is shown, and part of the result, as after any other end.
 
     Args:
         length_ns: how long to tick; None is until interrupted.
         quiet: show nothing while it runs.
 
-    Returns:
-        Whether it was interrupted, and the result as plain data.
-
     Raises:
-        RunError: it could not be brought up, or a process of it ended.
+        RunError: it could not be brought up, or not be taken down.
     """
     watch = Watch(plan)
-    interrupted = False
+    interrupted, failure = False, None
+    result: dict[str, Any] = {}
     began = time.monotonic()
-    with _live(console, quiet) as live, sigterm_as_interrupt(), Run(plan) as run:
-        up_s = time.monotonic() - began
-        before = run.statistics()
-        start_ns = run.start()
-        end_ns = None if length_ns is None else start_ns + length_ns
-        try:
-            unit.notify("READY=1")
-            while end_ns is None or time.monotonic_ns() < end_ns:
-                left_s = _DRAIN_S if end_ns is None else (end_ns - time.monotonic_ns()) / 1e9
-                time.sleep(max(0.0, min(_DRAIN_S, left_s)))
-                watch.add(run.drain())
-                run.check()
-                live.update(Group(watch.table(), _progress(start_ns, end_ns)))
-        except KeyboardInterrupt:
-            interrupted = True
-        unit.notify("STOPPING=1")
-        run.halt()
-        watch.add(run.drain())
-        ticked_ns = time.monotonic_ns() - start_ns
-        live.update(watch.table())
-        result = {
-            "testbed": plan.name,
-            "interrupted": interrupted,
-            "up_s": round(up_s, 3),
-            "ticked_ns": ticked_ns,
-            "dimensions": {name: tally.summary() for name, tally in watch.tallies.items()},
-            "records_lost": run.records_lost,
-            **(after := run.statistics()),
-            "resident_bytes_before": before["resident_bytes"],
-        }
+    try:
+        with _live(console, quiet) as live, sigterm_as_interrupt(), Run(plan) as run:
+            up_s = time.monotonic() - began
+            before = run.statistics()
+            start_ns = run.start()
+            end_ns = None if length_ns is None else start_ns + length_ns
+            try:
+                unit.notify("READY=1")
+                while end_ns is None or time.monotonic_ns() < end_ns:
+                    left_s = _DRAIN_S if end_ns is None else (end_ns - time.monotonic_ns()) / 1e9
+                    time.sleep(max(0.0, min(_DRAIN_S, left_s)))
+                    watch.add(run.drain())
+                    run.check()
+                    live.update(Group(watch.table(), _progress(start_ns, end_ns)))
+            except KeyboardInterrupt:
+                interrupted = True
+            except RunError as error:
+                failure = error
+            unit.notify("STOPPING=1")
+            if failure:
+                live.update(Group(watch.table(), Text(f"\n{_first_line(failure)}; the run ends …", style="bold")))
+            try:
+                run.halt()
+            except RunError as error:
+                failure = failure or error
+            watch.add(run.drain())
+            if run.ticks[_PHASE] != Phase.RUN:
+                watch.note_unrecorded(run.regions.unrecorded())
+            unrecorded = [name for name, tally in watch.tallies.items() if tally.unrecorded]
+            ticked_ns = time.monotonic_ns() - start_ns
+            result |= {
+                "testbed": plan.name,
+                "interrupted": interrupted,
+                "failed": failure and str(failure),
+                "up_s": round(up_s, 3),
+                "ticked_ns": ticked_ns,
+                "dimensions": {name: tally.summary() for name, tally in watch.tallies.items()},
+                "records_lost": run.records_lost,
+                "finished": run.regions.finished(),
+                "hung": [name for name in unrecorded if is_alive(run.dimension_pids[name])],
+                **(after := run.statistics()),
+                "resident_bytes_before": before["resident_bytes"],
+            }
+            spent_ns = sum(after["cpu_ns"].get(name, 0) for name in ("rtd", "orchestrator"))
+            spent_ns -= sum(before["cpu_ns"][name] for name in ("rtd", "orchestrator"))
+            result["clock_cpu_share"] = max(0, spent_ns) / ticked_ns
+            live.update(watch.table())
+    except (KeyboardInterrupt, RunError) as error:
+        if failure is None or not result:
+            raise
+        if isinstance(error, RunError):  # and while the run that has failed is taken down, Ctrl-C hides nothing
+            failure.add_note(str(error))
     result["snapshots"] = list(run.snapshots)  # with those that the end of the run has waited for
-    spent_ns = sum(after["cpu_ns"][name] - before["cpu_ns"][name] for name in ("rtd", "orchestrator"))
-    missed = {cause: sum(tally.causes[cause] for tally in watch.tallies.values()) for cause in Cause}
-    cpu_share = result["clock_cpu_share"] = spent_ns / ticked_ns
     if not quiet:
-        console.print(
-            f"\n{plan.name}: up in {up_s:.2f} s, ticked for {show_duration(ticked_ns)}; {result['rtd']['head']} ticks, "
-            f"RTD and orchestrator together {cpu_share:.1%} of one CPU"
+        for line in _summary(plan, watch, result, start_ns):
+            console.print(line, markup=False, soft_wrap=True)
+    return Ending(interrupted, failure, result)
+
+
+def _first_line(error: RunError) -> str:
+    return printable(str(error).splitlines()[0])
+
+
+def _summary(plan: Plan, watch: Watch, result: Mapping[str, Any], start_ns: int) -> Iterator[str]:
+    """What there is to say of a run beside its table, a line each."""
+    yield (
+        f"\n{plan.name}: up in {result['up_s']:.2f} s, ticked for {show_duration(result['ticked_ns'])}; "
+        f"{result['rtd']['head']} ticks, RTD and orchestrator together {result['clock_cpu_share']:.1%} of one CPU"
+    )
+    if result["retuned"]:
+        yield f"changed while it ran: {changes(result['retuned'], start_ns)}"
+    yield from restarts(result["restarts"], start_ns)
+    yield from lost_services(result["lost_services"], start_ns)
+    for name in result["finished"]:
+        yield f"{name}: its program ended with 0 before the run did; since then its windows went by without it"
+    yield from map(told_of, result["snapshots"])
+    tallies = watch.tallies
+    if lost := sum(result["records_lost"].values()) + sum(tally.refused for tally in tallies.values()):
+        yield f"{lost} records were lost or refused: the table is not complete"
+    missed = {cause: sum(tally.causes[cause] for tally in tallies.values()) for cause in Cause}
+    if sum(missed.values()) > missed[Cause.NONE]:
+        yield (
+            f"missed: {missed[Cause.BUSY]} still busy with an earlier window, {missed[Cause.LATE]} on the CPU too "
+            f"late, {missed[Cause.NO_TOKEN]} without a token, {missed[Cause.DOWN]} while their process was down"
         )
-        if result["retuned"]:
-            console.print(f"changed while it ran: {changes(result['retuned'], start_ns)}")
-        for line in (*restarts(result["restarts"], start_ns), *lost_services(result["lost_services"], start_ns)):
-            console.print(line, markup=False)
-        for snapshot in result["snapshots"]:
-            console.print(told_of(snapshot), markup=False, soft_wrap=True)
-        lost = sum(result["records_lost"].values()) + sum(tally.refused for tally in watch.tallies.values())
-        if lost:
-            console.print(f"[bold]{lost} records were lost or refused: the table is not complete[/]")
-        if sum(missed.values()) > missed[Cause.NONE]:
-            console.print(
-                f"missed: {missed[Cause.BUSY]} still busy with an earlier window, {missed[Cause.LATE]} on the CPU too "
-                f"late, {missed[Cause.NO_TOKEN]} without a token, {missed[Cause.DOWN]} while their process was down"
-            )
-    return interrupted, result
+    for name, tally in tallies.items():
+        if tally.unrecorded:
+            which = f"{tally.unrecorded} windows, from number {tally.windows - tally.unrecorded} on, have no record"
+            why = "it has not left one of them" if name in result["hung"] else "its process had ended"
+            yield f"{name}{' hung' if name in result['hung'] else ''}: {which}: {why}"
 
 
 def restarts(failures: Iterable[Mapping[str, Any]], start_ns: int) -> Iterator[str]:

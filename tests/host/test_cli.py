@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -177,6 +178,69 @@ def test_a_signal_while_it_is_being_brought_up_leaves_nothing(roots: Roots, begi
     wait_for(lambda: (roots.state_root / "run.json").exists())
     end(process, number)
     assert process.returncode == 130
+
+
+# ── runs in which something fails ────────────────────────────────────────────────────────────────────────────────────
+
+HERE = Path(__file__).parent
+FAILING = ("tmpfs", "--set", "dimensions.d4.workload=workloads_under_test:raises")
+
+
+def test_a_dimension_that_fails_ends_the_run_and_what_was_seen_until_then_is_printed(roots: Roots) -> None:
+    done = subprocess.run(command(roots, *FAILING), capture_output=True, text=True, timeout=PATIENCE_S, cwd=HERE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("d4 exited with 1: workload workloads_under_test:raises raised")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if re.match(r"d\d +\d+ms ", line)] == NAMES
+    assert any(line.startswith("tmpfs: up in ") for line in lines)
+
+
+def test_a_failure_is_part_of_the_object_that_is_printed(roots: Roots) -> None:
+    arguments = command(roots, *FAILING, "--json")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S, cwd=HERE)
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert result["failed"].startswith("d4 exited with 1: workload")
+    assert done.stderr.strip() == result["failed"].strip()
+    assert list(result["dimensions"]) == NAMES
+
+
+def test_ctrl_c_while_a_failed_run_is_taken_down_hides_nothing(roots: Roots) -> None:
+    failing = ("--set", "dimensions.d4.workload=restart_workloads:fails", "--set", "dimensions.d4.args={ after = 150 }")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command(roots, "tmpfs", *failing), stdout=pipe, stderr=pipe, text=True, cwd=HERE) as process:
+        wait_for(lambda: is_ticking(roots))
+        wait_for(lambda: not is_ticking(roots))  # the failure has been seen
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert "d4 exited with 1: workload restart_workloads:fails raised" in said[1]
+
+
+def test_windows_of_a_dimension_that_hangs_are_missed_and_it_is_named(roots: Roots) -> None:
+    hanging = ("--set", "dimensions.d4.workload=hostile", "--set", 'dimensions.d4.args={ kind = "spin", after = 20 }')
+    done = run(roots, "tmpfs", "--for", "2s", *hanging)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "d4 hung: " in done.stdout
+    counts = json.loads(run(roots, "tmpfs", "--for", "2s", *hanging, "--json").stdout)["dimensions"]
+    assert counts["d4"]["windows"] > counts["d7"]["windows"]
+    assert counts["d4"]["missed"] >= counts["d4"]["missed_unrecorded"] > 100
+    assert counts["d5"]["missed_unrecorded"] == 0
+
+
+def test_a_dimension_that_the_kernel_killed_for_its_memory_is_said_to_be_short_of_it(roots: Roots) -> None:
+    greedy = ("--set", "dimensions.d4.workload=hostile", "--set", 'dimensions.d4.args={ kind = "memory", after = 20 }')
+    done = run(roots, "tmpfs", *greedy, "--set", "dimensions.d4.memory=48M", "--set", "dimensions.d4.enforce=none")
+    assert done.returncode == 1
+    assert done.stderr == "d4 was killed by SIGKILL, short of memory (at most 48M)\n"
+
+
+def test_a_program_that_has_done_its_work_before_the_end_is_named(roots: Roots) -> None:
+    program = {"gate": "freezer", "exec": '["/usr/bin/true"]', "binds": '["/usr", "/lib", "/lib64"]'}
+    settings = [word for name, value in program.items() for word in ("--set", f"dimensions.d9.{name}={value}")]
+    done = run(roots, "tmpfs", "--for", "1s", *settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "d9: its program ended with 0 before the run did" in done.stdout
 
 
 # ── runs that are refused: one line, and nothing is left ─────────────────────────────────────────────────────────────

@@ -103,6 +103,20 @@ def test_the_summary_names_every_outcome_and_every_cause_of_a_miss() -> None:
         "missed_late": 0,
         "missed_no_token": 0,
         "missed_down": 0,
+        "missed_unrecorded": 0,
+    }
+
+
+def test_windows_that_nobody_recorded_count_as_missed() -> None:
+    tally = tally_of(record(Outcome.MISSED, Cause.BUSY), record(Outcome.DONE))
+    tally.unrecorded = 5
+    summary = Tally.of([tally, tally]).summary()
+    assert {name: summary[name] for name in ("windows", "done", "missed", "missed_busy", "missed_unrecorded")} == {
+        "windows": 14,
+        "done": 2,
+        "missed": 12,
+        "missed_busy": 2,
+        "missed_unrecorded": 10,
     }
 
 
