@@ -464,6 +464,13 @@ def free_space(bait: Bait) -> str:
     return f"{struct.unpack_from('i', found)[0]} blocks"
 
 
+def flush_host(bait: Bait) -> str:
+    """Have a filesystem of the host written out: that of a granted device, as it could be that of any bind."""
+    fd = os.open(bait.device, os.O_RDONLY)
+    syscall(306, fd, name="syncfs")
+    return "flushed it"
+
+
 def take_slots(bait: Bait) -> str:
     """Take some of the operations that all users of the host together may have in flight."""
     context = ctypes.c_ulong()
@@ -804,6 +811,7 @@ ATTACKS = (
     Attack("03", "fanotify", watch_files, _DENIED),
     Attack("03", "socket_filter", filter_socket, _DENIED),
     Attack("03", "ustat", free_space, _DENIED),
+    Attack("03", "syncfs", flush_host, _DENIED),
     Attack("03", "unshare_user", unshare_user, _DENIED),
     Attack("03", "clone_user", clone_user, _DENIED),
     Attack("03", "clone3_user", clone3_user, {"seccomp": "ENOSYS"}),

@@ -248,10 +248,10 @@ POLICY = (
         (
             *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot"),
             *("swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "sethostname", "setdomainname"),
-            *("syslog", "iopl", "ioperm", "modify_ldt", "uselib", "sync", "ustat"),
+            *("syslog", "iopl", "ioperm", "modify_ldt", "uselib", "sync", "syncfs", "ustat"),
         ),
         "EPERM",
-        "administration; ustat and sync reach every filesystem of the host (syncfs and fsync flush its own)",
+        "administration; sync and ustat reach every filesystem, syncfs that of a bind (fsync flushes its own)",
     ),
     Rule(
         "odd personalities",
