@@ -7,8 +7,10 @@ archive as what they are. The format is POSIX pax with the sparse files of GNU t
 
 Traps: a file of a few blocks may claim a size of exabytes, so only what is no hole is read; trees can be nested
 deeper than descriptors last, so below :data:`DEPTH_MAX` they are left out, and told, as sockets are, which tar knows
-not. A tree that could not be brought to rest changes while it is read: what has gone by the time it is opened is
-told, too.
+not. So is what has a path of more than :data:`PATH_MAX` bytes: no tar could take it out again, and the paths of a small
+tree of long names fill gigabytes. A file on which its owner holds a lease (fcntl(2), F_SETLEASE) is opened by nobody
+until that one lets it go, and a frozen one does not: told. A tree that could not be brought to rest changes while it is
+read: what has gone by the time it is opened is told, too.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from typing import IO
 from vcg.linux import copying, openat2
 
 DEPTH_MAX = 256
+PATH_MAX = 4095
+"""Of limits.h, without the end of the string."""
 OMITTED_MAX = 100
 """So many of what has been left out are named."""
 _PATH_SHOWN = 200
@@ -51,7 +55,7 @@ class Writer:
         self._tar = tarfile.open(  # noqa: SIM115 (closed by write_tree)
             fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
         )
-        self._names: dict[int, str] = {}
+        self._names: dict[int, tuple[str, str]] = {}
 
     def write_tree(self, root_fd: int) -> None:
         """Write everything below an open directory, in the order of names, and the end of the archive.
@@ -68,8 +72,14 @@ class Writer:
                 if name is None:
                     os.close(levels.pop()[0])
                     continue
+                if len(os.fsencode(path)) + len(os.fsencode(name)) > PATH_MAX:
+                    self._omit(path + name, f"its path is longer than {PATH_MAX} bytes")
+                    continue
                 try:
-                    below = self._add(directory, name, path + name, len(levels))
+                    below = self._add(directory, name, path, len(levels))
+                except BlockingIOError:
+                    self._omit(path + name, "its owner holds a lease on it")
+                    continue
                 except OSError as error:
                     if error.errno not in _CHANGED:
                         raise
@@ -87,13 +97,14 @@ class Writer:
         with os.scandir(directory) as found:
             return iter(sorted(entry.name for entry in found))
 
-    def _add(self, directory: int, name: str, path: str, depth: int) -> int | None:
+    def _add(self, directory: int, name: str, folder: str, depth: int) -> int | None:
         """Write one entry; a directory that is to be gone into is returned open."""
+        path = folder + name
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if stat.S_ISSOCK(found.st_mode):
             self._omit(path, "a socket")
         elif stat.S_ISREG(found.st_mode):
-            self._add_file(directory, name, path, found)
+            self._add_file(directory, name, folder, found)
         else:
             entry = self._describe(found, path)
             if stat.S_ISLNK(found.st_mode):
@@ -105,10 +116,11 @@ class Writer:
                 self._omit(path, f"below it: {DEPTH_MAX} directories deep")
         return None
 
-    def _add_file(self, directory: int, name: str, path: str, found: os.stat_result) -> None:
+    def _add_file(self, directory: int, name: str, folder: str, found: os.stat_result) -> None:
+        path, here = folder + name, (folder, name)
         entry = self._describe(found, path)
-        if found.st_nlink > 1 and (first := self._names.setdefault(found.st_ino, path)) != path:
-            entry.type, entry.linkname = tarfile.LNKTYPE, first
+        if found.st_nlink > 1 and (first := self._names.setdefault(found.st_ino, here)) != here:
+            entry.type, entry.linkname = tarfile.LNKTYPE, "".join(first)
             self._tar.addfile(entry)
             return
         fd = openat2.open_beneath(directory, name, _FILE)

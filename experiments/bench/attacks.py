@@ -449,6 +449,35 @@ def watch_files(bait: Bait) -> str:
     return f"group {syscall(300, 0x200, 0, name='fanotify_init')}"
 
 
+def filter_socket(bait: Bait) -> str:
+    """Put a program of its own before a socket, for which the kernel makes machine code."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xFFFF))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+    return "attached it"
+
+
+def free_space(bait: Bait) -> str:
+    """Ask what is free on the filesystem of the host's root directory, by the number of its device."""
+    found = ctypes.create_string_buffer(64)
+    syscall(136, bait.root[0], ctypes.addressof(found), name="ustat")
+    return f"{struct.unpack_from('i', found)[0]} blocks"
+
+
+def flush_host(bait: Bait) -> str:
+    """Have a filesystem of the host written out: that of a granted device, as it could be that of any bind."""
+    fd = os.open(bait.device, os.O_RDONLY)
+    syscall(306, fd, name="syncfs")
+    return "flushed it"
+
+
+def take_slots(bait: Bait) -> str:
+    """Take some of the operations that all users of the host together may have in flight."""
+    context = ctypes.c_ulong()
+    syscall(206, 64, ctypes.addressof(context), name="io_setup")
+    return f"context {context.value:#x}"
+
+
 def unshare_user(bait: Bait) -> str:
     """Become root in a user namespace of its own."""
     syscall(272, 0x10000000, name="unshare")
@@ -636,6 +665,17 @@ def less_nice(bait: Bait) -> str:
     return "runs at -20"
 
 
+def huge_page(bait: Bait) -> str:
+    """Map memory that no limit of its group counts."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000 | 0x40000  # MAP_NORESERVE, MAP_HUGETLB
+    return f"mapped at {syscall(9, 0, 2 << 20, 3, flags, -1, 0, name='mmap'):#x}"
+
+
+def huge_file(bait: Bait) -> str:
+    """The same as a file."""
+    return f"descriptor {os.memfd_create('vcg', os.MFD_HUGETLB)}"
+
+
 def tune_clock(bait: Bait) -> str:
     """Set the clock's frequency (to what it is)."""
     state = ctypes.create_string_buffer(208)
@@ -774,6 +814,9 @@ ATTACKS = (
     Attack("03", "userfaultfd", handle_faults, _DENIED),
     Attack("03", "io_uring", use_ring, {"limits": "ENOMEM", **_DENIED}),
     Attack("03", "fanotify", watch_files, _DENIED),
+    Attack("03", "socket_filter", filter_socket, _DENIED),
+    Attack("03", "ustat", free_space, _DENIED),
+    Attack("03", "syncfs", flush_host, _DENIED),
     Attack("03", "unshare_user", unshare_user, _DENIED),
     Attack("03", "clone_user", clone_user, _DENIED),
     Attack("03", "clone3_user", clone3_user, {"seccomp": "ENOSYS"}),
@@ -806,6 +849,9 @@ ATTACKS = (
     Attack("05", "sched_fifo", real_time, _AS_ROOT),
     Attack("05", "nice", less_nice, _NOT_TOPPING),
     Attack("05", "adjtimex", tune_clock, _AS_ROOT),
+    Attack("05", "io_setup", take_slots, {"seccomp": "ENOSYS"}),
+    Attack("05", "huge_page", huge_page, _DENIED),
+    Attack("05", "huge_file", huge_file, _DENIED),
     Attack("05", "tiocsti", type_in_terminal, {"session": "EPERM", **_DENIED}, needs="terminal"),
     Attack("07", "mprotect_region", write_region, {"write seal": "EACCES"}),
     Attack("07", "map_passed_region", write_passed_region, {"write seal": "EPERM"}),

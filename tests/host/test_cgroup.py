@@ -83,6 +83,15 @@ def test_a_limit_is_in_the_file_of_the_hierarchy_that_has_its_controller(
     assert files_named(group, *file.values()) == expected
 
 
+def test_a_memory_limit_is_no_way_into_the_swap_of_the_host(make_group: Make) -> None:
+    group = make_group()
+    group.limit(memory_bytes=8 * MIB)
+    names = {"memory.memsw.limit_in_bytes": str(8 * MIB), "memory.swap.max": "0"}
+    directory = group.directory("memory")
+    there = {name: content for name, content in names.items() if directory and (directory / name).exists()}
+    assert files_named(group, *names) == there
+
+
 def test_a_memory_hog_is_killed_and_nothing_else(make_group: Make, in_child: Any) -> None:
     group = make_group(("cpuset", "memory", "pids"))
     group.limit(memory_bytes=32 * MIB)
@@ -587,6 +596,14 @@ def test_with_v2_controllers_everything_is_in_one_directory(tmp_path: Path) -> N
         "pids.max": "3",
         "cpu.weight": "50",
     }
+
+
+def test_with_the_v2_controller_nothing_of_a_group_is_swapped_out(tmp_path: Path) -> None:
+    group = Group(Hierarchies(tmp_path, frozenset({"memory"}), {}), "vcg-test")
+    group.create()
+    (tmp_path / "vcg-test" / "memory.swap.max").write_text("max")
+    group.limit(memory_bytes=MIB)
+    assert (tmp_path / "vcg-test" / "memory.swap.max").read_text() == "0"
 
 
 @pytest.mark.parametrize(("weight", "written"), [(0.001, "1"), (1.0, "100"), (1000.0, "10000")])

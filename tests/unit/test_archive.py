@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -18,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcg import archive
-from vcg.archive import DEPTH_MAX, Writer
+from vcg.archive import DEPTH_MAX, PATH_MAX, Writer
 from vcg.linux import openat2
 
 NAMES = st.binary(min_size=1, max_size=40).filter(
@@ -151,6 +153,38 @@ def test_what_is_too_deep_is_left_out_and_told(tmp_path: Path) -> None:
         assert len(tar.getmembers()) == 1 + DEPTH_MAX
     assert writer.omitted == 1
     assert writer.told[0].endswith(f"below it: {DEPTH_MAX} directories deep")
+
+
+def test_what_has_too_long_a_path_is_left_out_and_told_and_costs_no_memory(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(40):
+        os.mkdir("d" * 255, dir_fd=here)
+        below = os.open("d" * 255, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.mknod("f", dir_fd=here)
+        os.link("f", "g", src_dir_fd=here, dst_dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    packed, writer = write(tmp_path)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        names = tar.getnames()
+    assert max(map(len, names)) <= PATH_MAX
+    assert len(names) == 1 + 16 + 2 * 16  # the root; a directory of 16 such names has just room, what is in it has none
+    assert writer.omitted == 3
+    assert writer.told[0].endswith(f"its path is longer than {PATH_MAX} bytes")
+
+
+def test_a_file_that_is_held_by_a_lease_is_left_out_and_told_and_the_rest_is_there(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    with (tmp_path / "b").open("r+") as file:
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # is sent to the holder, who does not care
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        packed, writer = write(tmp_path)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert tar.getnames() == [".", "a", "c"]
+    assert writer.told == ["b: its owner holds a lease on it"]
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_filled_up(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ class Group:
 
         Args:
             cpus, node: for cpuset.
-            memory_bytes: hard limit.
+            memory_bytes: hard limit, of what would be swapped out, too: the swap is the host's.
             pids: most tasks.
             weight: CPU weight, 1.0 being the default share.
         """
@@ -296,6 +296,7 @@ class Group:
             self._set("cpuset", "cpuset.mems", "cpuset.mems", node)
         if memory_bytes is not None:
             self._set("memory", "memory.limit_in_bytes", "memory.max", memory_bytes)
+            self._keep_off_swap(memory_bytes)
         if pids is not None:
             self._set("pids", "pids.max", "pids.max", pids)
         if weight is not None:
@@ -353,6 +354,13 @@ class Group:
             _write(self._directories[controller] / v1_file, value)
         elif controller in self.hierarchies.v2:
             _write(self._directories["v2"] / v2_file, value)
+
+    def _keep_off_swap(self, memory_bytes: int) -> None:
+        """Count what is swapped out, too, or let nothing be, where the kernel keeps an account of it."""
+        directory = self.directory("memory")
+        for name, value in (("memory.memsw.limit_in_bytes", memory_bytes), ("memory.swap.max", 0)):
+            if directory is not None and (directory / name).exists():
+                _write(directory / name, value)
 
     def enter(self) -> None:
         """Move the calling process into the group, in every hierarchy."""

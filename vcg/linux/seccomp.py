@@ -79,6 +79,10 @@ _NAMESPACES = {
     "net": 0x40000000,
 }
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_MAP_HUGETLB, _MFD_HUGETLB = 0x40000, 0x4
+_SOL_SOCKET = 1
+_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 51, 52
+_PR_SCHED_CORE = 62
 _FUTEX_REALTIME = 256
 _FUTEX_SHARED = _INT & ~_FUTEX_REALTIME
 """Under this mask an operation equals its plain number only if the flag FUTEX_PRIVATE is not set."""
@@ -172,6 +176,23 @@ POLICY = (
         "observing or stalling the kernel; io_uring acts without passing this filter",
     ),
     Rule(
+        "the kernel's inside",
+        ("setsockopt",),
+        "EPERM",
+        "becomes machine code of the kernel's, which no memory limit counts and one limit of the host's ends",
+        "of SO_ATTACH_FILTER and its like",
+        tuple(
+            (Match(1, _SOL_SOCKET), Match(2, option))
+            for option in (_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF)
+        ),
+    ),
+    Rule(
+        "stores of the host",
+        ("io_setup",),
+        "ENOSYS",
+        "one number (fs.aio-max-nr) limits what all users of the host together may have in flight",
+    ),
+    Rule(
         "clocks",
         ("clock_settime", "clock_adjtime", "settimeofday", "adjtimex"),
         "EPERM",
@@ -190,6 +211,30 @@ POLICY = (
         "where its memory lies is the plan's to say",
     ),
     Rule(
+        "CPUs and priorities",
+        ("prctl",),
+        "EPERM",
+        "a cookie of its own keeps the other thread of its core idle while it runs",
+        "PR_SCHED_CORE",
+        ((Match(0, _PR_SCHED_CORE),),),
+    ),
+    Rule(
+        "huge pages",
+        ("mmap",),
+        "EPERM",
+        "huge pages are the host's own store, and no memory limit counts them",
+        "with MAP_HUGETLB",
+        ((Match(3, _MAP_HUGETLB, mask=_MAP_HUGETLB),),),
+    ),
+    Rule(
+        "huge pages",
+        ("memfd_create",),
+        "EPERM",
+        "the same by a descriptor",
+        "with MFD_HUGETLB",
+        ((Match(1, _MFD_HUGETLB, mask=_MFD_HUGETLB),),),
+    ),
+    Rule(
         "terminals",
         ("ioctl",),
         "EPERM",
@@ -203,10 +248,10 @@ POLICY = (
         (
             *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot"),
             *("swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "sethostname", "setdomainname"),
-            *("syslog", "iopl", "ioperm", "modify_ldt", "uselib", "sync"),
+            *("syslog", "iopl", "ioperm", "modify_ldt", "uselib", "sync", "syncfs", "ustat"),
         ),
         "EPERM",
-        "administration; and sync flushes every filesystem of the host (syncfs and fsync flush its own)",
+        "administration; sync and ustat reach every filesystem, syncfs that of a bind (fsync flushes its own)",
     ),
     Rule(
         "odd personalities",
