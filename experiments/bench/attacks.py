@@ -772,10 +772,10 @@ _AS_ROOT = {"uid": "EPERM", "capabilities": "EPERM", **_DENIED}
 _NOT_TOPPING = {"uid": "EACCES", "capabilities": "EACCES", **_DENIED}
 _NO_FAMILY = {"seccomp": "EAFNOSUPPORT"}
 _IS_SCOPED = landlock.abi() >= landlock.SCOPES_SINCE
-"""Whether Landlock keeps abstract sockets apart; where it does not, a network of its own does."""
+"""Whether Landlock keeps abstract sockets and signals apart, too."""
 _NO_TCP = {"landlock": "EACCES"} if landlock.abi() >= landlock.TCP_SINCE else {}
-_NO_SOCKET = {"landlock": "EPERM"} if _IS_SCOPED else {"network": "ECONNREFUSED"}
-_NO_ROUTE = {} if _IS_SCOPED else {"network": "ENETUNREACH"}
+_NO_SOCKET = {**({"landlock": "EPERM"} if _IS_SCOPED else {}), "network": "ECONNREFUSED"}
+_NO_ROUTE = {"network": "ENETUNREACH"}
 _AT_ROOT, _UNREAD = "arrived at its own root", "it may not read it"
 _NO_DIRECTORY = {"descriptors": "no directory is open", "landlock": "EACCES"}
 
@@ -834,9 +834,7 @@ ATTACKS = (
         {"flags": _UNREAD, "no_new_privs": _UNREAD, "bounding": "EPERM"},
     ),
     Attack("03", "regained_by_exec", regain_by_exec, dict.fromkeys(("uid", "no_new_privs", "bounding"), _UNREAD)),
-    Attack(
-        "04", "abstract_socket", abstract_socket, {"landlock": "EPERM"} if _IS_SCOPED else {"network": "ECONNREFUSED"}
-    ),
+    Attack("04", "abstract_socket", abstract_socket, _NO_SOCKET),
     Attack("04", "shmat", shared_memory, _DENIED),
     Attack("04", "msgsnd", message_queue, _DENIED),
     Attack("04", "mq_open", posix_queue, {"landlock": "EACCES", **_DENIED}),

@@ -27,7 +27,7 @@ UID = uids.SPARE[3]
 _PR_GET_DUMPABLE = 3
 DEEP = 10_000
 LIMITED = {
-    "Max core file size": "0",
+    "Max core file size": "1",
     "Max open files": "256",
     "Max locked memory": "0",
     "Max msgqueue size": "0",
@@ -263,13 +263,13 @@ def test_a_descriptor_of_the_host_is_not_inherited(confined: Any, in_child: Any,
         os.close(outside)
 
 
-@pytest.mark.parametrize(("has_namespaces", "expected"), [(True, "Connection refused"), (False, "connected")])
+@pytest.mark.parametrize(("has_network", "expected"), [(True, "Connection refused"), (False, "connected")])
 def test_where_landlock_has_no_scopes_a_network_of_its_own_keeps_abstract_sockets_apart(
-    confined: Any, in_child: Any, monkeypatch: pytest.MonkeyPatch, has_namespaces: bool, expected: str
+    confined: Any, in_child: Any, monkeypatch: pytest.MonkeyPatch, has_network: bool, expected: str
 ) -> None:
     """As on Linux 6.1, whose Landlock is of ABI 2."""
     monkeypatch.setattr(landlock, "abi", lambda: 2)
-    monkeypatch.setattr(netns, "is_available", lambda: has_namespaces)
+    monkeypatch.setattr(netns, "is_available", lambda: has_network)
     name = f"\0vcg-test-{os.getpid()}"
 
     def act() -> str:
@@ -286,9 +286,34 @@ def test_where_landlock_has_no_scopes_a_network_of_its_own_keeps_abstract_socket
         assert in_child(confined(act)) == expected
 
 
-def test_where_landlock_has_scopes_no_network_is_made(roots: Any) -> None:
-    names = [name for name, _ in sandbox.enclosure(roots.mount_root, ())]
-    assert ("network" in names) == (landlock.abi() < landlock.SCOPES_SINCE)
+def test_a_name_for_a_socket_is_nobodys_business_outside(confined: Any, child_that: Any) -> None:
+    name = f"\0vcg-test-{os.getpid()}"
+    kept = []
+
+    def act() -> None:
+        kept.append(socket.socket(socket.AF_UNIX))
+        kept[0].bind(name)
+        kept[0].listen()
+
+    with (
+        child_that(confined(act)),
+        socket.socket(socket.AF_UNIX) as connection,
+        pytest.raises(ConnectionRefusedError),
+    ):
+        connection.connect(name)
+
+
+def test_a_crash_starts_no_helper_outside_and_nobody_can_have_it_otherwise(confined: Any, in_child: Any) -> None:
+    def act() -> tuple[tuple[int, int], str]:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        except (OSError, ValueError) as error:
+            return resource.getrlimit(resource.RLIMIT_CORE), str(error)
+        return resource.getrlimit(resource.RLIMIT_CORE), "lowered"
+
+    limits, said = in_child(confined(act))
+    assert limits == (1, 1)
+    assert "not permitted" in said or "not allowed" in said
 
 
 def test_it_dies_with_its_parent(roots: Any, in_child: Any) -> None:

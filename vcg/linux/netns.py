@@ -1,7 +1,10 @@
-"""Network namespaces (network_namespaces(7)): what else keeps abstract Unix sockets apart where Landlock cannot.
+"""Network namespaces (network_namespaces(7)): what keeps abstract Unix sockets apart.
 
-Such a socket has a name in its network namespace, whatever the root directory of who asks for it. A new namespace costs
-0.8 ms (2 CPUs, Linux 6.18), and the kernel clears it away at leisure; so it is for hosts that need it.
+Such a socket has a name in its network namespace, whatever the root directory of who asks for it. Landlock can refuse
+to connect to one (since Linux 6.12), but not to leave a name there for somebody on the host.
+
+Trap: a new namespace takes 0.8 ms of CPU (Linux 6.18), so it is made before a process gets its scheduling class; the
+kernel clears it away at leisure.
 """
 
 from __future__ import annotations

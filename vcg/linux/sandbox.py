@@ -28,7 +28,7 @@ Steps = list[tuple[str, Callable[[], object]]]
 """What is done, in this order, each under its name; a test leaves one out to see what it was good for."""
 
 LIMITS: Mapping[int, int] = {
-    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_CORE: 1,
     resource.RLIMIT_NOFILE: 256,
     resource.RLIMIT_MEMLOCK: 0,
     resource.RLIMIT_MSGQUEUE: 0,
@@ -36,7 +36,11 @@ LIMITS: Mapping[int, int] = {
     resource.RLIMIT_RTPRIO: 0,
     resource.RLIMIT_SIGPENDING: 256,
 }
-"""Hard and soft; how large files may become is the filesystem's to say, and how much memory the cgroup's."""
+"""Hard and soft; how large files may become is the filesystem's to say, and how much memory the cgroup's.
+
+A core of at most one byte is none. At 0 the kernel would still start the helper of a piped ``core_pattern`` for whoever
+crashes, as root and outside; at 1 it does not (core(5), fs/coredump.c). The filter refuses to lower it.
+"""
 _READ_ONLY = mount.MS_REMOUNT | mount.MS_BIND | mount.MS_RDONLY | mount.MS_NODEV | mount.MS_NOSUID
 
 
@@ -47,9 +51,7 @@ def take(steps: Steps) -> None:
 
 
 def enclosure(root: Path, devices: Sequence[str], binds: Sequence[str] = ()) -> Steps:
-    """Make ``root`` (a mount point) all there is: own mount namespace, pivot, chroot.
-
-    Where Landlock cannot keep abstract Unix sockets apart (before Linux 6.12), a network of its own does.
+    """Make ``root`` (a mount point) all there is: own mount namespace, own network, pivot, chroot.
 
     Args:
         devices: host paths of the device nodes to show under the same name; bind-mounted, never made.
@@ -59,7 +61,7 @@ def enclosure(root: Path, devices: Sequence[str], binds: Sequence[str] = ()) -> 
     return [
         ("session", os.setsid),
         ("namespace", mount.enter_private_namespace),
-        *([("network", netns.enter_own)] if landlock.abi() < landlock.SCOPES_SINCE and netns.is_available() else []),
+        *([("network", netns.enter_own)] if netns.is_available() else []),
         ("root", lambda: mount.bind(root, root)),
         ("flags", lambda: mount.mount("", root, flags=flags)),
         ("devices", lambda: _show(devices, root)),

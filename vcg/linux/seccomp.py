@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,22 @@ POLICY = (
         ),
         "EPERM",
         "what a dimension sees was arranged before it began; a nested chroot is the classic way out",
+    ),
+    Rule(
+        "crashes",
+        ("setrlimit",),
+        "EPERM",
+        "at a limit of 0 the kernel starts a helper outside, as root, for whoever crashes, if core_pattern names one",
+        "of RLIMIT_CORE",
+        ((Match(0, resource.RLIMIT_CORE),),),
+    ),
+    Rule(
+        "crashes",
+        ("prlimit64",),
+        "EPERM",
+        "the same",
+        "to set RLIMIT_CORE",
+        ((Match(1, resource.RLIMIT_CORE), Match(2, 0, equal=False)),),
     ),
     Rule("namespaces", ("unshare", "setns"), "EPERM", "inside a user namespace it would be root again"),
     Rule(
