@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from experiments.plan import SweepFile
     from experiments.store import Results
 
-sweep_app = typer.Typer(no_args_is_help=True, help="Run sweeps over a testbed: trials in randomised blocks.")
+sweep_app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Run sweeps over a testbed: trials in randomised blocks."
+)
 _INTERRUPTED = 130
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def facts(results: Results) -> dict[str, Any]:
         "reference_p99_ns": counted["reference_p99_ns"].median() if len(counted) else np.nan,
         "columns": {name: store.TABLES[name] for name in store.TABLES},
         "minimum_pairs": stats.minimum_pairs(),
-        "directory": results.path.name,
+        "directory": shlex.quote(str(results.path.resolve())),
     }
 
 
@@ -198,6 +199,8 @@ def verdict(results: Results, ranking: pd.DataFrame, comparisons: list[Compariso
             f"With {counted} these intervals decide nothing: they only span the trials seen. Run at least {needed} "
             "repetitions to decide anything, more for small effects."
         )
+    if doubts := _doubts(results):
+        sentences.append(doubts)
     missed = stats.per_trial(results.summary, "missed_share")["value"]
     if len(missed):
         sentences.append(
@@ -205,6 +208,17 @@ def verdict(results: Results, ranking: pd.DataFrame, comparisons: list[Compariso
             f"worst trial {format_share(float(missed.max()))}."
         )
     return sentences
+
+
+def _doubts(results: Results) -> str:
+    """What of the sweep does not count, or is not there; empty if that is nothing."""
+    planned = len(results.metadata["configurations"]) * int(results.metadata["sweep"]["repetitions"])
+    void = sum(bool(record.void_reasons) for record in results.records)
+    counted = len(results.records) - void
+    if not void and counted == planned:
+        return ""
+    told = f"{counted} of {planned} planned trials count"
+    return f"{told}; {void} of {len(results.records)} that were run are void (see below)." if void else f"{told}."
 
 
 def _with_interval(row: pd.Series) -> str:

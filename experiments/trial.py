@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ import probes
 from experiments import reference, stats
 from experiments.plan import Limits, Trial
 from experiments.store import TABLES, TrialRecord
+from probes import AgreementRow
 from vcg import shm
 from vcg.errors import VcgError
 from vcg.linux import mount
@@ -86,13 +87,16 @@ class HostFacts:
     restarted: int = 0
 
 
-def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> list[str]:
+def void_reasons(
+    facts: HostFacts, limits: Limits, baseline_p99_ns: float, disagreeing: Sequence[AgreementRow] = ()
+) -> list[str]:
     """Why a trial does not count; empty if it does.
 
     Args:
         facts: of the trial.
         limits: as the sweep file declared them.
         baseline_p99_ns: of the reference thread on this host before the first trial.
+        disagreeing: what ``facts.disagreements`` counts.
     """
     reasons = []
     if facts.steal_share > limits.steal_share:
@@ -123,10 +127,16 @@ def void_reasons(facts: HostFacts, limits: Limits, baseline_p99_ns: float) -> li
     if facts.lost_events > limits.lost_events:
         reasons.append(f"{facts.lost_events} events lost (limit {limits.lost_events})")
     if facts.disagreements > limits.oracle_disagreements:
-        reasons.append(
-            f"{facts.disagreements} quantities disagree with their oracle (limit {limits.oracle_disagreements})"
-        )
+        which = "; ".join(map(_disagreement, disagreeing))
+        many = f"{facts.disagreements} quantities disagree with their oracles"
+        what = "a quantity disagrees with its oracle" if facts.disagreements == 1 else many
+        reasons.append(f"{what} (limit {limits.oracle_disagreements}){which and f': {which}'}")
     return reasons
+
+
+def _disagreement(row: AgreementRow) -> str:
+    by = f"{row.difference / row.oracle:+.1%}" if row.oracle else f"{row.difference:+d} where the oracle has none"
+    return f"{row.probe} {row.quantity} of {row.dimension}, by {by}"
 
 
 # ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -569,7 +579,7 @@ def run_trial(
         start_ns=start_ns,
         warmup_ns=warmup_ns,
         duration_ns=duration_ns,
-        void_reasons=void_reasons(facts, limits, baseline_p99_ns),
+        void_reasons=void_reasons(facts, limits, baseline_p99_ns, [row for row in agreement if row.agrees is False]),
         facts=asdict(facts),
         lost=lost,
         refused=refused[:_SHOWN_REFUSALS],

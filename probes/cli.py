@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -45,7 +46,10 @@ Pids = Annotated[list[int] | None, typer.Option("--pid", help="Process to follow
 Devices = Annotated[list[str] | None, typer.Option("--device", help="Block device, such as loop3. Repeatable.")]
 Length = Annotated[str | None, typer.Option("--for", help="How long, such as 10s (the default) or 500ms.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Command = Annotated[list[str] | None, typer.Argument(help="After --: a command to run and follow, until it ends.")]
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(help="After --: a command to follow until it ends; exits as it does."),
+]
 
 
 @app.command()
@@ -120,6 +124,8 @@ def _probe(
     length_ns = parse_option("--for", length)
     if length_ns is None and not command:
         length_ns = DEFAULT_LENGTH_NS
+    if command and shutil.which(command[0]) is None:
+        raise ProbeError(f"{command[0]}: no such program: expected one on the PATH, or the path of one")
     console = Console(stderr=as_json, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=as_json, highlight=False, width=_PIPED_WIDTH)
@@ -128,12 +134,16 @@ def _probe(
             session.follow(pid, f"pid {pid}")
         for name, number in numbers.items():
             session.watch_device(*number, name)
-        before, after = _observe(session, command, length_ns, console)
+        before, after, status = _observe(session, command, length_ns, console)
         delta, agreement = after - before, session.agreement(before, after)
     if as_json:
         print(json.dumps(as_object(delta, agreement), indent=2))
     else:
         _show(names, labels, delta, agreement, console)
+    if status:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        print(f"{command[0] if command else ''} {how}", file=sys.stderr)
+        raise typer.Exit(128 - status if status < 0 else status)
 
 
 def _device_number(device: str) -> tuple[int, int]:
@@ -147,8 +157,13 @@ def _device_number(device: str) -> tuple[int, int]:
 
 def _observe(
     session: Session, command: Sequence[str] | None, length_ns: int | None, console: Console
-) -> tuple[Snapshot, Snapshot]:
-    """Wait, with a progress bar, until the time is over, the command has ended, or Ctrl-C or SIGTERM asks to stop."""
+) -> tuple[Snapshot, Snapshot, int | None]:
+    """Wait, with a progress bar, until the time is over, the command has ended, or Ctrl-C or SIGTERM asks to stop.
+
+    Returns:
+        What there was before and after, and the exit code of the command: negative for a signal, None if it was not
+        its own end that was waited for.
+    """
     with _started(command) as child:
         if child:
             session.follow(child.pid, "command")
@@ -167,7 +182,7 @@ def _observe(
                     time.sleep(min(_POLL_S, (length_ns - passed_ns) / 1e9 if length_ns else _POLL_S))
             except KeyboardInterrupt:
                 console.print("[dim]stopped: this is what was measured so far[/]")
-        return before, session.snapshot()
+        return before, session.snapshot(), child.exit_code() if child else None
 
 
 class _Child:
@@ -197,6 +212,9 @@ class _Child:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = status if pid else None
         return self._status is not None
+
+    def exit_code(self) -> int | None:
+        return os.waitstatus_to_exitcode(self._status) if self._status is not None else None
 
     def close(self) -> None:
         os.close(self._start)

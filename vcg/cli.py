@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,8 +128,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"vcg {version('vcg')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and leave.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -182,27 +192,44 @@ _PLAN_EXAMPLES = (
     "vcg plan default --set base_window=5ms --set dimensions.d1-d3.harmonic=1.618",
     "vcg plan default --set 'dimensions.*.storage.kind=tmpfs' --edges",
     "vcg plan ./mine.toml --json | jq .plan.dimensions",
+    "vcg plan --policy",
 )
 
 
 @app.command(epilog="\n\n".join(_PLAN_EXAMPLES))
 def plan(
-    testbed: TestbedArgument,
+    testbed: Annotated[
+        str | None,
+        typer.Argument(metavar="TESTBED", help="A ready testbed such as [bold]default[/], or the path of a TOML file."),
+    ] = None,
     overrides: OverridesOption = None,
     edges: Annotated[bool, typer.Option("--edges", help="Show all edges of the hyperperiod.")] = False,
     policy: Annotated[
-        bool, typer.Option("--policy", help="Show which system calls the dimensions are refused, and why.")
+        bool,
+        typer.Option("--policy", help="Show which system calls the dimensions are refused, and why; needs no TESTBED."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a testbed would do on this host: edges, placement, credits, bounds. Starts nothing, needs no root."""
     from vcg import config, floor, gatefloor, harmonics, planview
     from vcg import plan as planning
+    from vcg.errors import Problem
     from vcg.linux import numa
+    from vcg.run import check_workloads, search_path
 
+    if testbed is None and policy:
+        if as_json:
+            print(json.dumps({"policy": planview.policy()}, indent=2))
+        else:
+            planview.show_policy(_console())
+        return
+    if testbed is None:
+        expected = "expected the name of a ready testbed, such as default, or the path of a TOML file"
+        raise ConfigError([Problem("command line", None, "TESTBED", "", expected)])
     resolved = config.load(testbed, parse_overrides(overrides or []))
     floor_ns, freezer_floor_ns = floor.window_floor_ns(), gatefloor.shortest_window_ns()
     made = planning.make(resolved, numa.observe(), floor_ns=floor_ns, freezer_floor_ns=freezer_floor_ns)
+    check_workloads(made, search_path())
     cadences = planning.cadences(made)
     if made.hyperperiod_ns is not None:
         listed = list(harmonics.edge_table(cadences))

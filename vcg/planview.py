@@ -38,8 +38,13 @@ def as_object(plan: Plan, listed: Sequence[Edge]) -> Mapping[str, Any]:
         "edges_per_hyperperiod": len(listed) if plan.hyperperiod_ns is not None else None,
         "edges": [{"offset_ns": edge.offset_ns, "due": _due_names(plan, edge)} for edge in listed],
         "lending": [[d.name for d in members] for members in _markets(plan.dimensions)],
-        "policy": [line._asdict() for line in seccomp.describe()],
+        "policy": policy(),
     }
+
+
+def policy() -> list[dict[str, str]]:
+    """Which system calls the dimensions are refused, and why."""
+    return [line._asdict() for line in seccomp.describe()]
 
 
 def show(console: Console, plan: Plan, description: str, listed: Sequence[Edge], *, all_edges: bool) -> None:

@@ -367,8 +367,8 @@ def check_workloads(plan: Plan, path: Sequence[str]) -> None:
         outermost = module.partition(".")[0]
         if not function or not outermost or PathFinder.find_spec(outermost, list(path)) is None:
             raise RunError(
-                f"{d.name}: unknown workload {d.workload!r}: expected module:function of an importable module, "
-                "or one of the ready ones (see: vcg schema)"
+                f"{d.name}: unknown workload {d.workload!r}: expected module:function of a module in the current "
+                "directory or on Python's path (PYTHONPATH), or one of the ready ones (see: vcg schema)"
             )
 
 

@@ -46,4 +46,14 @@ def test_a_command_is_measured_until_it_ends() -> None:
 def test_an_unknown_command_is_named() -> None:
     command = [VCG, "probe", "sched", "--", "no-such-command"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "no-such-command: No such file or directory" in ran.stderr
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "no-such-command: no such program: expected one on the PATH, or the path of one\n"
+
+
+@pytest.mark.parametrize(("script", "code", "how"), [("exit 3", 3, "exited with 3"), ("kill -9 $$", 137, "SIGKILL")])
+def test_how_a_command_ends_is_passed_on(script: str, code: int, how: str) -> None:
+    command = [VCG, "probe", "sched", "--json", "--", "sh", "-c", script]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == code
+    assert how in ran.stderr
+    assert json.loads(ran.stdout)["counters"] is not None

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from decimal import Decimal
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -311,3 +312,24 @@ def test_output_that_cannot_be_written_is_told_in_a_line(words: str) -> None:
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (1, "standard output: No space left on device\n")
+
+
+def test_the_policy_needs_no_testbed() -> None:
+    assert "unshare, setns" in vcg("plan", "--policy").stdout
+    lines = json.loads(vcg("plan", "--policy", "--json").stdout)["policy"]
+    assert {"calls": "unshare, setns", "verdict": "EPERM"}.items() <= next(
+        line for line in lines if line["calls"].startswith("unshare")
+    ).items()
+    result = vcg("plan")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "TESTBED: " in result.stderr
+
+
+def test_a_plan_of_a_workload_that_is_not_there_is_refused_as_a_run_of_it_is() -> None:
+    result = vcg("plan", "default", "--set", "dimensions.d4.workload=nosuch:run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("d4: unknown workload 'nosuch:run': expected module:function of a module in the")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert vcg("--version").stdout == f"vcg {metadata.version('vcg')}\n"

@@ -81,6 +81,20 @@ def test_void_trials_are_listed_with_their_reasons(make_results: Maker, tmp_path
     assert said.count("3 events lost (limit 0)") == 2
 
 
+def test_trials_that_do_not_count_are_in_the_headlines(make_results: Maker, tmp_path: Path) -> None:
+    page = report.write(make_results(tmp_path / "r", void=2))
+    (headlines,) = re.findall(r'<div class="verdict">(.*?)</div>', page.read_text(), flags=re.S)
+    assert re.search(r"\d+ of \d+ planned trials count; 2 of \d+ that were run are void", headlines)
+    clean = report.write(make_results(tmp_path / "clean"))
+    assert "planned trials count" not in words(clean)
+
+
+def test_the_commands_that_repeat_it_name_the_results_wherever_one_is(make_results: Maker, tmp_path: Path) -> None:
+    said = words(report.write(make_results(tmp_path / "r")))
+    assert f"vcg report {tmp_path / 'r'} " in said
+    assert f"vcg sweep run {tmp_path / 'r'}/sweep.toml " in said
+
+
 def test_a_sweep_of_void_trials_alone_still_has_a_report(make_results: Maker, tmp_path: Path) -> None:
     path = make_results(tmp_path / "r", repetitions=1, void=99)
     for trial in (path / "trials").glob("*-r1"):

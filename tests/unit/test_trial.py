@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from experiments import store, trial
 from experiments.plan import Limits
 from experiments.trial import HostFacts, HostSample, Records, believable, void_reasons, window_rows
+from probes import AgreementRow
 from vcg import config, shm
 from vcg import plan as testbed_plan
 from vcg.plan import DimensionPlan, HostShape
@@ -179,6 +180,16 @@ def test_a_quiet_trial_counts() -> None:
 def test_each_limit_voids_a_trial_by_name(change: dict[str, Any], word: str) -> None:
     reasons = void_reasons(replace(QUIET, **change), Limits(), 20e3)
     assert any(word in reason for reason in reasons)
+
+
+def test_what_disagrees_with_its_oracle_is_named_and_by_how_much() -> None:
+    row = AgreementRow("sched", "run_delay_ns", "d6", 894, 1000, -106, 20, False, "")
+    (reason,) = void_reasons(replace(QUIET, disagreements=1), Limits(), 20e3, [row])
+    assert reason == "a quantity disagrees with its oracle (limit 0): sched run_delay_ns of d6, by -10.6%"
+    none = replace(row, quantity="waits", measured=3, oracle=0, difference=3)
+    (reason,) = void_reasons(replace(QUIET, disagreements=2), Limits(), 20e3, [row, none])
+    assert reason.startswith("2 quantities disagree with their oracles (limit 0): ")
+    assert reason.endswith("; sched waits of d6, by +3 where the oracle has none")
 
 
 def test_limits_themselves_are_still_allowed() -> None:
