@@ -376,7 +376,7 @@ _Restart = Annotated[
     ),
 ]
 _Workload = Annotated[str, PlainValidator(_parse_workload), _text(None, *WORKLOADS, "package.module:function")]
-_Root = Annotated[str, PlainValidator(_parse_root), _text("^/.+", "/var/lib/vcg")]
+_Root = Annotated[str, PlainValidator(_parse_root), _text("^/.+", "/srv/vcg")]
 _Device = Annotated[str, PlainValidator(_parse_device), _text("^/dev/.+", "/dev/null")]
 _Cpus = Annotated[
     tuple[int, ...],
@@ -659,9 +659,18 @@ def from_mapping(data: Mapping[str, Any], source: str = "testbed") -> Testbed:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a testbed file."""
+    """JSON Schema (2020-12) of a testbed file; defaults stand in it as one would write them."""
     schema = Testbed.model_json_schema(by_alias=True, mode="validation")
     definitions = schema["$defs"]
+    for model in (Storage, Io, Dimension, Placement, Snapshots):
+        as_written = model.model_validate({}).model_dump(mode="json", by_alias=True, exclude_none=True)
+        for name, field in definitions[model.__name__]["properties"].items():
+            field.pop("default", None)
+            if name in as_written:
+                field["default"] = as_written[name]
+    for field in schema["properties"].values():
+        if isinstance(field.get("default"), dict):
+            field["default"] = {name: value for name, value in field["default"].items() if value is not None}
     definitions["Triad"]["properties"] |= definitions["Dimension"]["properties"]
     definitions["Triad"]["description"] += " What else it gives, its members share."
     schema["required"] = ["base_window"]

@@ -462,10 +462,15 @@ def check_memory_policy() -> Check:
 
 
 def check_leftovers(state_root: Path, mount_root: Path) -> Check:
+    needed_for = "a host as it was before"
     found = audit.leftovers(state_root, mount_root)
+    supers = [item for item in found if item.kind == "process" and item.detail.startswith("vcg:super, ")]
+    running = [item.name for item in supers if not item.detail.startswith("vcg:super, Z")]
+    if running:
+        return Check("clean host", True, f"a run is going on (pid {', '.join(running)})", needed_for, "", False)
     shown = ", ".join(f"{item.kind} {item.name}" for item in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
-    fix = "in use by a run; or left by one that was killed: the next start with this state root clears it"
-    return Check("clean host", not found, shown or "holds nothing of ours", "a host as it was before", fix, False)
+    fix = "left by a run that was killed: the next start with the same state root clears it"
+    return Check("clean host", not found, shown or "holds nothing of ours", needed_for, fix, False)
 
 
 def check_floor(state_root: Path, *, measure_again: bool) -> Check:

@@ -30,7 +30,7 @@ _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+|/0*[1-9][0-9]*)?")
 
 def parse_duration(value: Any) -> int:
     """Nanoseconds from text such as "5ms", "200us", "1.5s" or "250ns"; more than zero."""
-    if isinstance(value, int | float | Decimal):
+    if isinstance(value, int | float | Decimal) and value > 0:
         raise ValueError(f'expected a duration with its unit, in quotes, such as "{value}ms"')
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -59,7 +59,7 @@ def show_duration(duration_ns: Fraction | float) -> str:
 
 def parse_size(value: Any) -> int:
     """Bytes from text such as "4K", "64M" or "1G" (binary multiples); more than zero."""
-    if isinstance(value, int | float | Decimal):
+    if isinstance(value, int | float | Decimal) and value > 0:
         raise ValueError(f'expected a size with its unit, in quotes, such as "{value}M"')
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None or int(match[1]) == 0:

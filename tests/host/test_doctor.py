@@ -16,6 +16,7 @@ import pytest
 from vcg import audit, config, doctor, floor, gatefloor, plan
 from vcg.errors import HostError
 from vcg.linux import numa, sched
+from vcg.run import Run
 
 pytestmark = pytest.mark.usefixtures("root")
 NOBODY = 65534
@@ -60,6 +61,17 @@ def test_what_still_lies_in_the_state_root_is_shown(roots: Any, monkeypatch: pyt
     check = doctor.check_leftovers(*roots)
     assert not check.ok
     assert "d4.img" in check.found
+
+
+def test_a_run_that_is_going_on_is_no_leftover_of_a_killed_one(roots: Any) -> None:
+    places = {"state_root": str(roots.state_root), "mount_root": str(roots.mount_root)}
+    testbed = {"name": "one", "base_window": "10ms", "dimensions": {"d1": {}}, **places}
+    with Run(plan.make(config.from_mapping(testbed), numa.observe())) as run:
+        elsewhere = roots.state_root.parent / "elsewhere"
+        check = doctor.check_leftovers(elsewhere, elsewhere)
+        assert check.ok
+        assert "a run is going on (pid " in check.found
+        assert str(run.supervisor_pid) in check.found
 
 
 def test_a_state_root_without_room_for_an_image_is_no_place_for_loop_devices() -> None:

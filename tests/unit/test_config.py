@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcg import config
+from vcg import config, quantities
 from vcg.config import Restart, Scheduling, Testbed
 from vcg.errors import ConfigError
 from vcg.quantities import format_duration, format_ratio
@@ -103,6 +103,31 @@ def test_published_schema_is_current() -> None:
 
 
 # ── merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_defaults_in_the_schema_are_what_one_may_write() -> None:
+    schema = config.json_schema()
+
+    def defaults(name: str) -> dict[str, Any]:
+        fields = schema["$defs"][name]["properties"]
+        return {field: told["default"] for field, told in fields.items() if "default" in told}
+
+    spelt_out = {
+        **{field: told["default"] for field, told in schema["properties"].items() if "default" in told},
+        "placement": defaults("Placement"),
+        "snapshots": defaults("Snapshots"),
+        "dimensions": {"d1": {**defaults("Dimension"), "storage": defaults("Storage")}},
+    }
+    bare = {"name": "t", "base_window": "6ms", "dimensions": {"d1": {}}}
+    assert spelt_out["dimensions"]["d1"]["memory"] == "128M"
+    assert config.from_mapping({**bare, **spelt_out}) == config.from_mapping(bare)
+
+
+@pytest.mark.parametrize("parse", [quantities.parse_size, quantities.parse_duration])
+def test_no_negative_number_is_proposed(parse: Callable[[Any], int]) -> None:
+    with pytest.raises(ValueError, match="^expected a") as raised:
+        parse(-1)
+    assert "-1" not in str(raised.value)
+
+
 def test_minimal_testbed_is_one_idle_dimension(load_text: Load) -> None:
     testbed = load_text(MINIMAL)
     assert testbed.name == "mine"
