@@ -237,7 +237,7 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             }
             spent_ns = sum(after["cpu_ns"].get(name, 0) for name in ("rtd", "orchestrator"))
             spent_ns -= sum(before["cpu_ns"][name] for name in ("rtd", "orchestrator"))
-            result["clock_cpu_share"] = max(0, spent_ns) / ticked_ns
+            result["clock_cpu_share"] = spent_ns / ticked_ns if spent_ns > 0 else None  # one of them may have died
             live.update(watch.table())
     except (KeyboardInterrupt, RunError) as error:
         if failure is None or not result:
@@ -257,9 +257,11 @@ def _first_line(error: RunError) -> str:
 
 def _summary(plan: Plan, watch: Watch, result: Mapping[str, Any], start_ns: int) -> Iterator[str]:
     """What there is to say of a run beside its table, a line each."""
+    share = result["clock_cpu_share"]
     yield (
         f"\n{plan.name}: up in {result['up_s']:.2f} s, ticked for {show_duration(result['ticked_ns'])}; "
-        f"{result['rtd']['head']} ticks, RTD and orchestrator together {result['clock_cpu_share']:.1%} of one CPU"
+        f"{result['rtd']['head']} ticks"
+        + ("" if share is None else f", RTD and orchestrator together {share:.1%} of one CPU")
     )
     if result["retuned"]:
         yield f"changed while it ran: {changes(result['retuned'], start_ns)}"

@@ -6,6 +6,7 @@ Never asserted are times; that each window has exactly one record always is.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -617,11 +618,11 @@ def test_vcg_run_says_in_one_line_who_has_died_and_leaves_nothing(roots: Any, vi
         os.kill(found[0], signal.SIGKILL)
         output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert output == ""
     name = {"orch": "orchestrator"}.get(victim, victim)
-    assert errors.splitlines() == [
-        f"{name} was killed by SIGKILL: the run can't go on without it, and has been stopped"
-    ]
+    said = f"{name} was killed by SIGKILL: the run can't go on without it, and has been stopped"
+    assert errors.splitlines() == [said]
+    result = json.loads(output)
+    assert (result["failed"], result["clock_cpu_share"]) == (said, None)
 
 
 def members_of(client: int, name: str) -> list[int]:

@@ -391,7 +391,7 @@ def test_one_that_the_end_of_a_run_waits_for_is_part_of_its_result(
 
     monkeypatch.setattr(watch, "Run", lambda the_plan: Hindered(the_plan, on_step=go_on))
     made = resolve("tmpfs", snapshot=["crash"], **crashing)
-    _, result = watch.follow(made, 1_000_000_000, Console(file=io.StringIO()), quiet=True)
+    result = watch.follow(made, 1_000_000_000, Console(file=io.StringIO()), quiet=True).result
     (one,) = snapshot.listed(folder(roots))
     assert [taken["path"] for taken in result["snapshots"]] == [str(one.path)]
 
