@@ -240,8 +240,10 @@ def follow(plan: Plan, length_ns: int | None, console: Console, *, quiet: bool) 
             result["clock_cpu_share"] = spent_ns / ticked_ns if spent_ns > 0 else None  # one of them may have died
             live.update(watch.table())
     except (KeyboardInterrupt, RunError) as error:
-        if failure is None or not result:
+        if failure is None:
             raise
+        if not result:
+            raise failure from None
         if isinstance(error, RunError):  # and while the run that has failed is taken down, Ctrl-C hides nothing
             failure.add_note(str(error))
     result["snapshots"] = list(run.snapshots)  # with those that the end of the run has waited for

@@ -110,7 +110,7 @@ _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_FILE = struct.pack("<5I", 0x02000001, 1 << _CAP_DAC_OVERRIDE, 0, 0, 0)
 """As the attribute ``security.capability`` holds it: version 2, effective; permitted, inheritable (capabilities(7))."""
 _POLL_S = 0.05
-_PEER_S = 1
+_PEER_S = 10
 _MOST_BYTES = 1 << 20
 _SECRET = "held outside, to be read by nobody inside"
 
