@@ -123,7 +123,7 @@ def test_defaults_in_the_schema_are_what_one_may_write() -> None:
 
 @pytest.mark.parametrize("parse", [quantities.parse_size, quantities.parse_duration])
 def test_no_negative_number_is_proposed(parse: Callable[[Any], int]) -> None:
-    with pytest.raises(ValueError, match="^expected a") as raised:
+    with pytest.raises(ValueError, match=r"^expected a") as raised:
         parse(-1)
     assert "-1" not in str(raised.value)
 
